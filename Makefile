@@ -1,0 +1,47 @@
+# make demo    the main job, end to end, in a few minutes
+# make test    the tests
+# make lint    style, formatting and types
+# make setup   the virtual environment .venv that all of these stand on
+#
+# PYTHON=python3.12 make setup     chooses the interpreter (3.10 or newer)
+# TORCH="torch==2.11.0 torchvision==0.26.0" make setup     chooses the build of torch
+PYTHON ?= python3
+TORCH ?= torch==2.13.0 torchvision==0.28.0
+BIN := .venv/bin
+
+.PHONY: setup demo test lint format clean
+
+setup: .venv/ready
+
+# A machine whose own torch already drives its GPU keeps that build; otherwise pip installs TORCH.
+.venv/ready: pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "elemdist needs Python 3.10 or newer; name one: make setup PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "this Python lacks venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	@if $(PYTHON) -c 'import torch; raise SystemExit(not torch.cuda.is_available())' 2>/dev/null; then \
+	  echo "setup: using the torch of this machine, which drives its GPU"; \
+	  $(PYTHON) -m venv --clear --system-site-packages .venv; \
+	else \
+	  $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet $(TORCH); \
+	fi
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m elemdist.demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

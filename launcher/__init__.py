@@ -1,0 +1,1 @@
+"""Starting training: the ranks of one machine. Fast to import, no torch."""
