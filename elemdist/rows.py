@@ -11,6 +11,7 @@ T rows of a batch without padding, M masked rows, L labels.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -47,7 +48,7 @@ def documents(samples: Iterable[np.ndarray]) -> Iterator[bytes]:
     for rows_NV in samples:
         starts = np.flatnonzero(rows_NV[:, 0] == DOC)
         bounds = [0, *starts.tolist(), len(rows_NV)]
-        for k, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for k, (first, last) in enumerate(itertools.pairwise(bounds)):
             if k > 0:
                 if parts is not None:
                     yield b"".join(parts)

@@ -1,0 +1,123 @@
+"""The command: ``elemdist VERB``. Each verb loads only what it needs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from elemdist import __version__
+from elemdist.errors import EXIT_USER_ERROR, UserError, nearest
+
+
+def shard(argv: list[str]) -> int:
+    """convert text or JSON Lines into shards of byte rows, offline"""
+    from data_prep import shard as verb
+    from elemdist.commandline import parse
+
+    settings = parse(verb.ShardSettings, argv, "elemdist shard", "inputs", shard.__doc__)
+    verb.run(settings)
+    return 0
+
+
+def inspect(argv: list[str]) -> int:
+    """show a shard folder: its manifest, and rows slot by slot"""
+    from data_prep import show as verb
+    from elemdist.commandline import parse
+
+    verb.run(parse(verb.InspectSettings, argv, "elemdist inspect", "path", inspect.__doc__))
+    return 0
+
+
+def train(argv: list[str]) -> int:
+    """train with DeepSpeed on shards; starts its own ranks"""
+    from elemdist.commandline import parse
+    from elemdist.config import TrainSettings, accumulation_steps
+    from launcher import local
+
+    settings = parse(TrainSettings, argv, "elemdist train", None, train.__doc__)
+    settings.check()
+    gpus = 0 if settings.device == "cpu" else local.count_gpus()
+    ranks = settings.ranks or max(1, gpus)
+    accumulation_steps(settings.batch, ranks)
+    if ranks > 1:
+        return local.start_ranks(Path(__file__).with_name("train.py"), argv, ranks)
+    from elemdist import train as loop
+
+    return loop.main(argv)
+
+
+def evaluate(argv: list[str]) -> int:
+    """figures of a checkpoint on held-out shards, as JSON"""
+    from elemdist.commandline import parse
+    from elemdist.config import EvalSettings
+
+    settings = parse(EvalSettings, argv, "elemdist eval", "run", evaluate.__doc__)
+    from elemdist import evaluate as verb
+
+    return verb.run(settings)
+
+
+def plot(argv: list[str]) -> int:
+    """curves of one or several runs, as PNG"""
+    from elemdist import plot as verb
+    from elemdist.commandline import parse
+
+    verb.run(parse(verb.PlotSettings, argv, "elemdist plot", "runs", plot.__doc__))
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "shard": shard,
+    "inspect": inspect,
+    "train": train,
+    "eval": evaluate,
+    "plot": plot,
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:9} {verb.__doc__}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            f"elemdist {__version__}: elementwise transformers on raw bytes",
+            "",
+            "usage: elemdist VERB [argument ...] [--key value ...]",
+            "",
+            *lines,
+            "",
+            "elemdist VERB --help lists every setting of a verb.",
+        ]
+    )
+
+
+def main() -> int:
+    """Runs a verb; 0, or 2 with one line on standard error for a user's mistake."""
+    argv = sys.argv[1:]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    name = argv[0]
+    try:
+        if name not in VERBS:
+            raise UserError(
+                f"unknown verb '{name}'{nearest(name, VERBS)}; elemdist --help lists all"
+            )
+        return VERBS[name](argv[1:])
+    except UserError as error:
+        verb = f" {name}" if name in VERBS else ""
+        print(f"elemdist{verb}: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"elemdist {name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe has seen enough
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

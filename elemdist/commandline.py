@@ -1,0 +1,216 @@
+"""Settings from a dataclass, a YAML recipe and the command line: ``parse(TrainSettings, argv)``.
+
+jsonargparse checks the types and writes the help. In front of it stands what it lacks: positional
+arguments, dashes in option names, flags without a value, and errors of one line that name the
+file, the key and the nearest right key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import typing
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import jsonargparse
+import yaml
+
+from elemdist.errors import UserError, nearest
+
+Settings = TypeVar("Settings")
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML 1.1 without its surprises: 24:00:00 stays text, 3e-4 is a number, a key comes once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key '{key}' stands twice", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+RecipeLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789")
+)
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """jsonargparse whose errors are UserErrors and whose help shows names with dashes."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(" ".join(message.split()))
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        text = super().format_help(*args, **kwargs)
+        text = re.sub(r"\n +--\S+ CONFIG +Path to a configuration file\.", "", text)
+        return re.sub(r"--[a-z][a-z_.0-9]*", lambda m: m.group().replace("_", "-"), text)
+
+
+def leaf_types(settings_class: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> type of every setting of a dataclass of dataclasses."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(settings_class)
+    for item in dataclasses.fields(settings_class):
+        kind = hints[item.name]
+        if dataclasses.is_dataclass(kind):
+            found |= leaf_types(typing.cast(type, kind), f"{prefix}{item.name}.")
+        else:
+            found[prefix + item.name] = kind
+    return found
+
+
+def read_recipe(path: str, known: dict[str, Any]) -> dict[str, str]:
+    """A YAML recipe as dotted key -> text of its value. Raises UserError naming file and line."""
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), RecipeLoader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the recipe: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    values: dict[str, str] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if not isinstance(node, dict):
+            raise UserError(f"{path}: {prefix[:-1] or 'the recipe'}: expected keys with values")
+        for name, value in node.items():
+            key = f"{prefix}{name}".replace("-", "_")
+            if key in known:
+                values[key] = value if isinstance(value, str) else json.dumps(value)
+            elif any(other.startswith(key + ".") for other in known):
+                walk(value, key + ".")
+            else:
+                raise UserError(f"{path}: unknown key '{key}'{nearest(key, known)}")
+
+    if tree is not None:
+        walk(tree, "")
+    return values
+
+
+def split_arguments(argv: list[str], known: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """(positional arguments, dotted key -> text). Raises UserError on an unknown option."""
+    positional: list[str] = []
+    values: dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
+        if token == "--":
+            return positional + rest, values
+        if not token.startswith("--"):
+            positional.append(token)
+            continue
+        name, equals, value = token[2:].partition("=")
+        key = name.replace("-", "_")
+        if key not in known:
+            hint = nearest(key, known).replace("_", "-")
+            raise UserError(f"unknown option --{name}{hint}; --help lists all")
+        if not equals:
+            flag = known[key] is bool and (not rest or rest[0].lower() not in ("true", "false"))
+            if not flag and not rest:
+                raise UserError(f"option --{name} needs a value")
+            value = "true" if flag else rest.pop(0)
+        values[key] = value.lower() if known[key] is bool else value
+    return positional, values
+
+
+def take_positional(
+    positional: list[str], target: str | None, known: dict[str, Any]
+) -> tuple[str | None, dict[str, str]]:
+    """(recipe, values) from the positional arguments; `target` names the setting they fill."""
+    if target is None:
+        if len(positional) > 1:
+            raise UserError(f"one recipe at a time, got {' '.join(positional)}")
+        return (positional[0] if positional else None), {}
+    if not positional:
+        return None, {}
+    if typing.get_origin(known[target]) is list:
+        return None, {target: json.dumps(positional)}
+    if len(positional) > 1:
+        raise UserError(f"one {target} expected, got {' '.join(positional)}")
+    return None, {target: positional[0]}
+
+
+def parse(
+    settings_class: type[Settings],
+    argv: list[str],
+    prog: str,
+    positional: str | None = None,
+    description: str | None = None,
+) -> Settings:
+    """An instance of `settings_class` from `argv`.
+
+    `positional` is the setting that arguments without a name fill; None: the one such argument is
+    a YAML recipe, which lies beneath the command line. Raises UserError; exits after ``--help``.
+    """
+    known = leaf_types(settings_class)
+    place = f"[{positional.upper()} ...]" if positional else "[RECIPE.yaml]"
+    # parser_mode json: YAML would read 24:00:00 as 86400.
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} {place} [--key value ...]",
+        description=description,
+        parser_mode="json",
+        default_env=False,
+        exit_on_error=False,
+    )
+    parser.add_class_arguments(settings_class)
+    if any(token in ("-h", "--help") for token in argv):
+        print(parser.format_help())
+        raise SystemExit(0)
+    unnamed, values = split_arguments(argv, known)
+    recipe, named = take_positional(unnamed, positional, known)
+    source = dict.fromkeys({**values, **named}, "command line")
+    if recipe is not None:
+        from_file = read_recipe(recipe, known)
+        source = dict.fromkeys(from_file, recipe) | source
+        values = {**from_file, **values}
+    values = {**values, **named}
+    result = parser.get_defaults()
+    for key, value in values.items():
+        try:
+            result = parser.parse_args([f"--{key}={value}"], namespace=result)
+        except (UserError, jsonargparse.ArgumentError) as error:
+            raise UserError(f"{source[key]}: {key}: {plain(error, value)}") from None
+    return build(settings_class, result)
+
+
+def plain(error: Exception, value: str) -> str:
+    """The part of jsonargparse's message that tells a user what is expected."""
+    text = " ".join(str(error).split())
+    match = re.search(r"Expected (.*?)(?:\. Got value|$)", text)
+    expected = match.group(1) if match else text
+    expected = re.sub(r"<class '(\w+)'>", r"\1", expected).removeprefix("a ")
+    expected = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", expected).replace("typing.", "")
+    return f"'{value}' does not fit; expected {expected}"
+
+
+def build(settings_class: type[Settings], values: Any) -> Settings:
+    """The dataclass from a namespace or dict of dicts; what is absent keeps its default."""
+    hints = typing.get_type_hints(settings_class)
+    arguments = {}
+    for item in dataclasses.fields(settings_class):  # type: ignore[arg-type]
+        if item.name in values:
+            kind, value = hints[item.name], values[item.name]
+            nested = dataclasses.is_dataclass(kind)
+            arguments[item.name] = build(typing.cast(type, kind), value) if nested else value
+    return settings_class(**arguments)

@@ -1,0 +1,230 @@
+"""The settings of a training run, and the arithmetic that follows from them.
+
+Defaults < YAML recipe < command line: ``elemdist train configs/tiny.yaml --model.layers 12``.
+n and v are not settings of training: they come from the shards (see the manifest).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from elemdist.errors import UserError
+
+
+@dataclass
+class DataSettings:
+    """Where the rows come from"""
+
+    train: str | None = None
+    """Folder of shards to train on, made by `elemdist shard`. Required."""
+    eval: str | None = None
+    """Folder of held-out shards for the evaluation during training; none: no evaluation."""
+    eval_samples: int = 0
+    """Evaluate on the first so many samples only; 0: on all."""
+
+
+@dataclass
+class ModelSettings:
+    """The transformer"""
+
+    layers: int = 4
+    """Transformer blocks."""
+    width: int = 192
+    """Width w of the model in floats; a multiple of v, each element has w / v of them."""
+    heads: int = 0
+    """Attention heads; 0: as many as a material has elements, v."""
+    feedforward: int = 0
+    """Inner width of the feed-forward layers in floats; 0: four times the width."""
+    dropout: float = 0.1
+    """Share of activations dropped in training, after the embedding and in every block."""
+    norm: Literal["post", "pre"] = "post"
+    """Layer norm after each residual sum, as in the original BERT, or before each sub-layer."""
+
+
+@dataclass
+class MlmSettings:
+    """Objective mlm"""
+
+    mask_rate: float = 0.15
+    """Share of the materials that are to be predicted: 8 in 10 of them are masked, 1 in 10
+    replaced by another material of the batch, 1 in 10 left as it is."""
+
+
+@dataclass
+class ClassifySettings:
+    """Objective classify"""
+
+    pooling: Literal["doc", "mean", "max"] = "doc"
+    """The document's vector: the output of its DOC row (BERT's CLS), or the mean or the maximum
+    over all its rows."""
+    threshold: float = 0.5
+    """A label is predicted where its probability reaches this."""
+
+
+@dataclass
+class BatchSettings:
+    """Batch sizes"""
+
+    global_samples: int = 64
+    """Samples per optimizer step, over all ranks."""
+    micro_samples: int = 8
+    """Samples per rank in one forward and backward pass; the rest is gradient accumulation."""
+
+
+@dataclass
+class OptimSettings:
+    """AdamW and its learning rate"""
+
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    beta1: float = 0.9
+    """Decay of the mean of the gradients."""
+    beta2: float = 0.98
+    """Decay of the mean of the squared gradients."""
+    eps: float = 1e-6
+    """Term added to the denominator."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, for matrices only (not for the element table)."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly to its peak."""
+    decay: Literal["linear", "cosine", "none"] = "linear"
+    """Shape of the fall of the learning rate after the warm-up."""
+    final_lr_share: float = 0.0
+    """The learning rate at the last step, as a share of the peak."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient over all parameters; 0: no clipping."""
+
+
+@dataclass
+class ZeroSettings:
+    """DeepSpeed ZeRO"""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed ZeRO shards over the ranks: 0 nothing, 1 the optimizer's state, 2 also the
+    gradients, 3 also the parameters."""
+
+
+@dataclass
+class TrainSettings:
+    """The run"""
+
+    run_dir: str | None = None
+    """Folder of the run: settings, metrics, TensorBoard, checkpoints. Required."""
+    objective: Literal["mlm", "classify"] = "mlm"
+    """mlm: predict masked materials, in bits per byte. classify: multilabel, a sigmoid each."""
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    mlm: MlmSettings = field(default_factory=MlmSettings)
+    classify: ClassifySettings = field(default_factory=ClassifySettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    zero: ZeroSettings = field(default_factory=ZeroSettings)
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+    stop_step: int = 0
+    """End this start of the run after that step, with a checkpoint, the schedule unchanged;
+    0: at the end of the run."""
+    eval_every: int = 200
+    """Steps between evaluations; one is made after the last step in any case. 0: only that one."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; one is made after the last step in any case. 0: only that one."""
+    keep_last: int = 2
+    """Checkpoints kept; older ones are removed once a newer one is complete."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the forward and backward pass; the optimizer keeps fp32. auto: bf16 on CUDA, else fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a GPU."""
+    ranks: int = 0
+    """Processes that `elemdist train` starts; 0: one per GPU, or one on CPU. Ignored under
+    deepspeed, torchrun and srun, which start the ranks themselves."""
+    seed: int = 1
+    """Of initialisation, data order, masks and dropout."""
+    init_from: str | None = None
+    """Run folder whose newest checkpoint gives the initial encoder weights."""
+    resume: bool = False
+    """Go on from the newest complete checkpoint in run_dir; from the start if there is none."""
+    deterministic: bool = False
+    """Only algorithms that give the same numbers every time; on CUDA slower."""
+
+    def check(self) -> None:
+        """Raises UserError on what can be said without looking at the data."""
+        if not self.run_dir:
+            raise UserError("train: no run folder; add --run-dir DIR")
+        if not self.data.train:
+            raise UserError("train: no training data; add --data.train DIR (from elemdist shard)")
+        for name, value, low in [
+            ("steps", self.steps, 1),
+            ("model.layers", self.model.layers, 1),
+            ("model.width", self.model.width, 1),
+            ("model.heads", self.model.heads, 0),
+            ("model.feedforward", self.model.feedforward, 0),
+            ("batch.global_samples", self.batch.global_samples, 1),
+            ("batch.micro_samples", self.batch.micro_samples, 1),
+            ("log_every", self.log_every, 1),
+            ("keep_last", self.keep_last, 1),
+            ("eval_every", self.eval_every, 0),
+            ("checkpoint_every", self.checkpoint_every, 0),
+            ("optim.warmup_steps", self.optim.warmup_steps, 0),
+            ("optim.lr", self.optim.lr, 0.0),
+            ("ranks", self.ranks, 0),
+            ("stop_step", self.stop_step, 0),
+        ]:
+            if value < low:
+                raise UserError(f"{name}: {value} is below {low}, its smallest value")
+        if not 0 < self.mlm.mask_rate <= 1:
+            raise UserError(f"mlm.mask_rate: {self.mlm.mask_rate} is not in (0, 1]")
+        if not 0 <= self.model.dropout < 1:
+            raise UserError(f"model.dropout: {self.model.dropout} is not in [0, 1)")
+
+
+@dataclass
+class EvalSettings:
+    """Evaluation"""
+
+    run: str | None = None
+    """Run folder (its newest checkpoint) or checkpoint folder."""
+    data: str | None = None
+    """Folder of held-out shards. Required."""
+    out: str | None = None
+    """File for the JSON; none: it goes to the terminal."""
+    micro_samples: int = 32
+    """Samples in one forward pass."""
+    samples: int = 0
+    """Evaluate on the first so many samples only; 0: on all."""
+    threshold: float | None = None
+    """A label is predicted where its probability reaches this; none: as the run was trained."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a GPU."""
+
+
+def accumulation_steps(batch: BatchSettings, world_size: int) -> int:
+    """Micro-batches per rank and optimizer step: global = micro x ranks x accumulation.
+
+    Raises UserError where the global batch does not divide, naming sizes that would.
+    """
+    per_pass = batch.micro_samples * world_size
+    if batch.global_samples % per_pass:
+        below = batch.global_samples // per_pass * per_pass
+        nearest = " or ".join(str(size) for size in (below, below + per_pass) if size)
+        raise UserError(
+            f"batch: {batch.global_samples} global samples do not divide into {world_size} rank(s)"
+            f" of {batch.micro_samples} micro samples; --batch.global-samples {nearest} would"
+        )
+    return batch.global_samples // per_pass
+
+
+def learning_rate(optim: OptimSettings, steps: int, step: int) -> float:
+    """Learning rate of optimizer step `step` (0 is the first) of a run of `steps` steps.
+
+    A pure function of the step, so that a resumed run needs no state of a schedule.
+    """
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    done = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
+    left = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "none": 1.0}
+    share = optim.final_lr_share if optim.decay != "none" else 0.0
+    return optim.lr * (share + (1 - share) * left[optim.decay])

@@ -1,0 +1,215 @@
+"""Shards to batches: the order of the samples, the gather, and the thread that keeps ahead.
+
+The order is a pure function of (seed, epoch, place), so it needs neither memory nor a plan at the
+start, and a run that is resumed at step k, on any number of ranks, sees the very same global
+batches. A batch leaves here unpadded: its rows back to back, one segment after the other.
+Shape suffixes: see elemdist/rows.py; S segments.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elemdist.attention import Segments
+from elemdist.rows import DOC, PAD
+from elemdist.shards import ShardSet
+
+MASK_64 = (1 << 64) - 1
+
+
+def mix(x: np.ndarray, key: int) -> np.ndarray:
+    """A keyed 64-bit hash of uint64 numbers (splitmix64's finaliser)."""
+    x = x + np.uint64(key & MASK_64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def shuffled(places: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Where a random permutation of range(size) sends `places`, without ever building it.
+
+    A Feistel network permutes the next power of four; numbers beyond `size` walk on until they
+    fall inside. Each place costs a few hashes, whether `size` is ten or ten billion.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+
+    def rounds(x: np.ndarray) -> np.ndarray:
+        left, right = x >> half, x & low
+        for number in range(6):
+            key = seed * 0x9E3779B97F4A7C15 + number * 0xD1342543DE82EF95
+            left, right = right, left ^ (mix(right, key) & low)
+        return (left << half) | right
+
+    x = rounds(places.astype(np.uint64))
+    while (outside := x >= size).any():
+        x[outside] = rounds(x[outside])
+    return x.astype(np.int64)
+
+
+def sample_ids(places: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Sample numbers of the training order at `places` (int64, counted from the run's start).
+
+    Every epoch is a permutation of all `size` samples, another one each time.
+    """
+    epochs = places // size
+    ids = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        now = epochs == epoch
+        ids[now] = shuffled(places[now] % size, size, seed * 1_000_003 + int(epoch))
+    return ids
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of some samples without padding, segments sorted by length."""
+
+    rows_TV: Tensor  # uint8
+    position_T: Tensor  # int64, place of a row in its segment
+    key_T: Tensor  # int64, place of a row in the whole run: what its random numbers hang on
+    segments: Segments
+    sample_S: Tensor  # int64, which of the batch's samples a segment belongs to
+    labels_BL: Tensor | None  # float32, by sample
+    text_bytes: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`; copies from pinned memory do not wait."""
+        if device.type == "cpu":
+            return self
+
+        def move(x: Tensor) -> Tensor:
+            return x.pin_memory().to(device, non_blocking=True)
+
+        return Batch(
+            move(self.rows_TV),
+            move(self.position_T),
+            move(self.key_T),
+            Segments(move(self.segments.cu_lengths), self.segments.lengths),
+            move(self.sample_S),
+            None if self.labels_BL is None else move(self.labels_BL),
+            self.text_bytes,
+        )
+
+
+def unpad(rows_BNV: np.ndarray, labels_BL: np.ndarray | None, places: np.ndarray) -> Batch:
+    """A batch from (B, N, V) uint8 samples; `places` (B,) are their places in the run."""
+    b, n, v = rows_BNV.shape
+    first_BN = rows_BNV[:, :, 0]
+    starts_BN = first_BN == DOC
+    starts_BN[:, 0] = True
+    # Padding stands at the end of a sample only, so a segment is a contiguous run of rows.
+    start_S = np.flatnonzero(starts_BN)
+    rows_B = (first_BN != PAD).sum(1)
+    end_S = np.append(start_S[1:], b * n)
+    sample_S = start_S // n
+    end_S = np.minimum(end_S, sample_S * n + rows_B[sample_S])
+    length_S = end_S - start_S
+    order = np.argsort(length_S, kind="stable")
+    start_S, length_S, sample_S = start_S[order], length_S[order], sample_S[order]
+
+    cu_lengths = np.concatenate([[0], np.cumsum(length_S)])
+    position_T = np.arange(cu_lengths[-1]) - np.repeat(cu_lengths[:-1], length_S)
+    flat_T = np.repeat(start_S, length_S) + position_T
+    rows_TV = rows_BNV.reshape(b * n, v)[flat_T]
+    key_T = places[flat_T // n] * n + flat_T % n
+    return Batch(
+        torch.from_numpy(rows_TV),
+        torch.from_numpy(position_T),
+        torch.from_numpy(key_T),
+        Segments(torch.from_numpy(cu_lengths.astype(np.int32)), length_S.tolist()),
+        torch.from_numpy(sample_S),
+        None if labels_BL is None else torch.from_numpy(labels_BL.astype(np.float32)),
+        int((rows_TV < 0xFC).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which samples this rank takes in every micro-batch of every step."""
+
+    global_samples: int
+    micro_samples: int
+    rank: int
+    world_size: int
+    seed: int
+
+    def places(self, step: int) -> list[np.ndarray]:
+        """Places in the run, int64, of each of this rank's micro-batches of `step`."""
+        per_pass = self.micro_samples * self.world_size
+        first = step * self.global_samples + self.rank * self.micro_samples
+        return [
+            np.arange(first + offset, first + offset + self.micro_samples)
+            for offset in range(0, self.global_samples, per_pass)
+        ]
+
+
+def training_steps(
+    shards: ShardSet, order: Order, steps: range, ahead: int = 2
+) -> Iterator[list[Batch]]:
+    """For every step the micro-batches of this rank, gathered by a thread `ahead` steps ahead."""
+
+    def produce() -> Iterator[list[Batch]]:
+        for step in steps:
+            batches = []
+            for places in order.places(step):
+                ids = sample_ids(places, shards.samples, order.seed)
+                rows_BNV, labels_BL = shards.gather(ids)
+                batches.append(unpad(rows_BNV, labels_BL, places))
+            yield batches
+
+    ready: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(maxsize=ahead)
+    stopped = threading.Event()
+
+    def put(item: list[Batch] | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for batches in produce():
+                put(batches)
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # handed to the consumer, who raises it
+            put(error)
+
+    thread = threading.Thread(target=work, name="loader", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def evaluation_batches(
+    shards: ShardSet, micro_samples: int, rank: int, world_size: int, samples: int = 0
+) -> Iterator[tuple[Batch, int]]:
+    """(batch, number of its samples that count) over the first `samples` (0: all) in order.
+
+    Every rank gets the same number of batches, as ZeRO-3 asks for: one that has run out repeats
+    the last sample, and none of it counts.
+    """
+    total = min(samples, shards.samples) if samples else shards.samples
+    passes = -(-total // (micro_samples * world_size))
+    for number in range(passes):
+        first = (number * world_size + rank) * micro_samples
+        ids = np.arange(first, first + micro_samples)
+        counted = int((ids < total).sum())
+        ids = ids[:counted] if counted else np.array([total - 1])
+        rows_BNV, labels_BL = shards.gather(ids)
+        yield unpad(rows_BNV, labels_BL, ids), counted

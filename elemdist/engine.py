@@ -1,0 +1,197 @@
+"""The process group and the DeepSpeed engine of this rank, derived from our settings."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from elemdist.config import TrainSettings, accumulation_steps
+from elemdist.errors import UserError
+from elemdist.model import Model, parameter_groups
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all that train together."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """The device of this rank. Raises UserError where CUDA was asked for and is not there."""
+    cuda = torch.cuda.is_available()
+    if name == "cuda" and not cuda:
+        raise UserError("device: cuda was asked for, but torch sees no GPU; use --device cpu")
+    if name == "cpu" or not cuda:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"ranks: rank {local_rank} of this machine has no GPU of its own, there are"
+            f" {torch.cuda.device_count()}; start fewer ranks or use --device cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def use_threads(local_world_size: int) -> None:
+    """Shares the cores out among the ranks of this machine, unless the user has said how."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // local_world_size))
+
+
+def join_ranks(settings: TrainSettings) -> Ranks:
+    """Joins the process group that RANK, WORLD_SIZE and MASTER_ADDR describe; alone without."""
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    world_size = int(os.environ["WORLD_SIZE"])
+    # DeepSpeed derives its accelerator from this when it is imported.
+    device = choose_device(settings.device, local_rank)
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    use_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else "nccl",
+        timeout=timedelta(minutes=30),
+        device_id=device if device.type == "cuda" else None,
+    )
+    return Ranks(dist.get_rank(), local_rank, dist.get_world_size(), device)
+
+
+def on_first(action: Callable[[], Result]) -> Result:
+    """What `action` gives on rank 0, for all ranks; its UserError is raised on all of them."""
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = action()
+        except UserError as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise UserError(answer[1])
+    return cast(Result, answer[0])
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def use_bf16(settings: TrainSettings, device: torch.device) -> bool:
+    auto = settings.precision == "auto"
+    return device.type == "cuda" if auto else settings.precision == "bf16"
+
+
+def deepspeed_config(settings: TrainSettings, ranks: Ranks) -> dict[str, Any]:
+    """DeepSpeed's configuration. What its versions have changed is stated, not left to default."""
+    bf16 = use_bf16(settings, ranks.device)
+    # DeepSpeed sums bf16 gradients in fp32 in every ZeRO stage but 0.
+    return {
+        "train_micro_batch_size_per_gpu": settings.batch.micro_samples,
+        "gradient_accumulation_steps": accumulation_steps(settings.batch, ranks.world_size),
+        "train_batch_size": settings.batch.global_samples,
+        "gradient_clipping": settings.optim.grad_clip,
+        "bf16": {"enabled": bf16},
+        "fp16": {"enabled": False},
+        "data_types": {"grad_accum_dtype": "bf16" if bf16 and settings.zero.stage == 0 else "fp32"},
+        "zero_optimization": {
+            "stage": settings.zero.stage,
+            "contiguous_gradients": True,
+            "overlap_comm": ranks.device.type == "cuda",
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 30,
+        "wall_clock_breakdown": False,
+    }
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, without its chatter and without compiling a kernel that training never calls."""
+    import logging
+
+    warnings.filterwarnings("ignore", module="deepspeed")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # An all-reduce for CPU inference; building it takes a C++ compiler and half a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def build_engine(model: Model, settings: TrainSettings, ranks: Ranks) -> Any:
+    """The DeepSpeed engine around `model`, with AdamW; the learning rate is set step by step."""
+    deepspeed = import_deepspeed()
+    optim = settings.optim
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, optim.weight_decay),
+        lr=optim.lr,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model.to(ranks.device),
+        optimizer=optimizer,
+        config=deepspeed_config(settings, ranks),
+        dist_init_required=False,
+    )
+    engine.checkpoint_engine.load = load_data_only
+    return engine
+
+
+def load_data_only(path: str, map_location: Any = None) -> Any:
+    """torch.load that runs no code: beside tensors only the three plain types of DeepSpeed's own
+    that its checkpoints hold. DeepSpeed's loader would execute whatever a file says."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def optimizer_step(engine: Any) -> Any:
+    """``engine.step()``; the norm of the whole gradient before clipping (a number or a tensor of
+    one), None as long as gradients are accumulated."""
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return None
+    if engine.zero_optimization_stage() or engine.bfloat16_enabled():
+        engine.step()
+        return engine.get_global_grad_norm()
+    # Without ZeRO and in fp32 DeepSpeed clips, but keeps no norm.
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    engine.step()
+    return norm

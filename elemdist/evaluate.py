@@ -1,0 +1,264 @@
+"""Figures of a checkpoint on held-out shards: ``elemdist eval RUN --data SHARDS``.
+
+Masked materials: bits per byte. Classification: F1, precision, recall, ROC AUC and average
+precision, micro and macro, per document: a document that was cut into several samples counts
+once, by the mean of their logits.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from elemdist.config import EvalSettings, TrainSettings
+from elemdist.data import Batch, evaluation_batches
+from elemdist.errors import UserError
+from elemdist.model import Model, ModelConfig
+from elemdist.objectives import NATS_PER_BIT, element_loss, label_loss, mask_materials
+from elemdist.rows import DOC, PAD
+from elemdist.shards import ShardSet
+
+EVAL_SEED = 0x5EED  # the masks of an evaluation are always the same
+
+
+def check_geometry(config: ModelConfig, shards: ShardSet) -> None:
+    """Raises UserError where the model cannot read these shards."""
+    if shards.v != config.v or shards.n > config.n:
+        raise UserError(
+            f"{shards.path}: rows of v={shards.v}, samples of n={shards.n}, but the model was made"
+            f" for v={config.v}, n up to {config.n}; shard with --n {config.n} --v {config.v}"
+        )
+    if config.objective == "classify" and shards.labels is None:
+        raise UserError(f"{shards.path}: no labels; shard with --input.labels-field NAME")
+
+
+def label_columns(labels: list[str], shards: ShardSet) -> np.ndarray:
+    """For each label of the shards its place among the model's `labels` (int64).
+
+    Raises UserError on a label that the model does not know.
+    """
+    place = {label: number for number, label in enumerate(labels)}
+    unknown = [label for label in shards.labels or [] if label not in place]
+    if unknown:
+        shown = ", ".join(repr(label) for label in unknown[:5])
+        raise UserError(
+            f"{shards.path}: {len(unknown)} label(s) that the model was not trained on: {shown};"
+            " drop those from the data, or train on shards that have them"
+        )
+    return np.array([place[label] for label in shards.labels or []], np.int64)
+
+
+def gather_ranks(part: Any) -> list[Any]:
+    """The parts of all ranks, in order."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [part]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, part)
+    return parts
+
+
+Forward = Callable[..., Tensor]
+
+
+def mlm_figures(
+    forward: Forward, batches: Any, device: torch.device, mask_rate: float
+) -> dict[str, Any]:
+    """Bits per byte over masked materials, and the share of them that is right to the letter."""
+    nats = correct = materials = text_bytes = 0.0
+    for batch, counted in batches:
+        batch = batch.to(device)
+        masked = mask_materials(
+            batch.rows_TV, batch.key_T, batch.segments.cu_lengths, mask_rate, EVAL_SEED
+        )
+        logits = forward(masked.rows_TV, batch.position_T, batch.segments, masked.select_M)
+        if not counted:
+            continue
+        nats += element_loss(logits, masked.target_MV).item()
+        guess_MV = logits.argmax(-1)
+        behind_MV = (masked.target_MV == PAD).cumsum(-1) > 1
+        correct += ((guess_MV == masked.target_MV) | behind_MV).all(-1).sum().item()
+        materials += len(masked.target_MV)
+        text_bytes += masked.text_bytes.item()
+    parts = gather_ranks(np.array([nats, correct, materials, text_bytes]))
+    nats, correct, materials, text_bytes = np.sum(parts, axis=0).tolist()
+    loss = nats / max(1.0, text_bytes)
+    return {
+        "loss": loss,
+        "bits_per_byte": loss / NATS_PER_BIT,
+        "material_accuracy": correct / max(1.0, materials),
+        "materials": int(materials),
+        "bytes": int(text_bytes),
+    }
+
+
+def by_document(starts_B: np.ndarray, logits_BL: np.ndarray) -> np.ndarray:
+    """Mean logits per document of consecutive samples; `starts_B` tells where one begins."""
+    document_B = np.cumsum(starts_B) - 1
+    sums = np.zeros((document_B[-1] + 1, logits_BL.shape[1]))
+    np.add.at(sums, document_B, logits_BL)
+    return sums / np.bincount(document_B)[:, None]
+
+
+def classify_figures(
+    forward: Forward,
+    batches: Any,
+    device: torch.device,
+    config: ModelConfig,
+    columns_L: np.ndarray,
+    threshold: float,
+    n: int,
+) -> dict[str, Any]:
+    """Multilabel figures per document; `columns_L` says where the shards' labels stand."""
+    ids, starts, logits, truth = [], [], [], []
+    for batch, counted in batches:
+        batch = batch.to(device)
+        logits_SL = forward(batch.rows_TV, batch.position_T, batch.segments)
+        if not counted:
+            continue
+        first_S = batch.segments.cu_lengths[:-1].long()
+        order = batch.sample_S.argsort()
+        logits.append(logits_SL[order].float().cpu().numpy())
+        starts.append((batch.rows_TV[first_S, 0] == DOC)[order].cpu().numpy())
+        ids.append(torch.div(batch.key_T[first_S], n, rounding_mode="floor")[order].cpu().numpy())
+        truth.append(spread(batch, columns_L, config).cpu().numpy())
+    parts = gather_ranks((ids, starts, logits, truth))
+    joined = [np.concatenate([x for part in parts for x in part[k]]) for k in range(4)]
+    order = np.argsort(joined[0], kind="stable")
+    starts_B, logits_BL, truth_BL = (x[order] for x in joined[1:])
+    starts_B[0] = True
+    loss = label_loss(torch.from_numpy(logits_BL), torch.from_numpy(truth_BL)) / len(logits_BL)
+    figures = multilabel_figures(
+        1 / (1 + np.exp(-by_document(starts_B, logits_BL))),
+        truth_BL[starts_B] > 0.5,
+        config.labels or [],
+        threshold,
+    )
+    return {"loss": float(loss), **figures}
+
+
+def spread(batch: Batch, columns_L: np.ndarray, config: ModelConfig) -> Tensor:
+    """The batch's labels (B, L of the shards) in the columns of the model's labels."""
+    assert batch.labels_BL is not None
+    out = torch.zeros(len(batch.labels_BL), len(config.labels or []), device=batch.labels_BL.device)
+    out[:, torch.from_numpy(columns_L).to(out.device)] = batch.labels_BL
+    return out
+
+
+def multilabel_figures(
+    score_BL: np.ndarray, truth_BL: np.ndarray, labels: list[str], threshold: float
+) -> dict[str, Any]:
+    """Micro and macro F1, precision, recall, ROC AUC and average precision, and per label.
+
+    `score_BL` are probabilities, `truth_BL` booleans. Macro figures are means over the labels
+    that occur in `truth_BL`; a figure without meaning (no positives at all) is None.
+    """
+    from sklearn.metrics import (
+        average_precision_score,
+        precision_recall_fscore_support,
+        roc_auc_score,
+    )
+
+    guess_BL = score_BL >= threshold
+    present = truth_BL.any(0)
+    both = present & ~truth_BL.all(0)
+    result: dict[str, Any] = {"documents": len(truth_BL), "threshold": threshold}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for average in ("micro", "macro"):
+            columns = present if average == "macro" else np.ones_like(present)
+            precision, recall, f1, _ = precision_recall_fscore_support(
+                truth_BL[:, columns], guess_BL[:, columns], average=average, zero_division=0
+            )
+            some = both if average == "macro" else columns
+            pair = truth_BL[:, some], score_BL[:, some]
+            result |= {
+                f"{average}_f1": float(f1),
+                f"{average}_precision": float(precision),
+                f"{average}_recall": float(recall),
+                f"{average}_roc_auc": float(roc_auc_score(*pair, average=average))
+                if both.any()
+                else None,
+                f"{average}_average_precision": float(
+                    average_precision_score(*pair, average=average)
+                )
+                if both.any()
+                else None,
+            }
+        each = precision_recall_fscore_support(truth_BL, guess_BL, average=None, zero_division=0)
+    result["labels_present"] = int(present.sum())
+    result["labels"] = {
+        label: {
+            "documents": int(truth_BL[:, k].sum()),
+            "predicted": int(guess_BL[:, k].sum()),
+            "correct": int((truth_BL[:, k] & guess_BL[:, k]).sum()),
+            "precision": float(each[0][k]),
+            "recall": float(each[1][k]),
+            "f1": float(each[2][k]),
+        }
+        for k, label in enumerate(labels)
+    }
+    return result
+
+
+@torch.no_grad()
+def evaluate(
+    forward: Forward,
+    config: ModelConfig,
+    shards: ShardSet,
+    settings: TrainSettings,
+    device: torch.device,
+    micro_samples: int,
+    samples: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> dict[str, Any]:
+    """The figures of a model on `shards`, the same on every rank. All ranks call it together."""
+    batches = evaluation_batches(shards, micro_samples, rank, world_size, samples)
+    if config.objective == "mlm":
+        return mlm_figures(forward, batches, device, settings.mlm.mask_rate)
+    columns_L = label_columns(config.labels or [], shards)
+    return classify_figures(
+        forward, batches, device, config, columns_L, settings.classify.threshold, shards.n
+    )
+
+
+def run(settings: EvalSettings) -> int:
+    """``elemdist eval``: prints or writes the figures as JSON; the exit code."""
+    from elemdist import checkpoint
+    from elemdist.engine import choose_device, use_threads
+
+    if not settings.run or not settings.data:
+        raise UserError("eval: name a run and its data: elemdist eval RUN --data SHARDS")
+    if settings.out and not Path(settings.out).resolve().parent.is_dir():
+        raise UserError(f"out: the folder of {settings.out} does not exist")
+    shards = ShardSet(settings.data)
+    chosen = checkpoint.find(settings.run)
+    config = chosen.config()
+    check_geometry(config, shards)
+    trained = chosen.settings()
+    if settings.threshold is not None:
+        trained.classify.threshold = settings.threshold
+    device = choose_device(settings.device, 0)
+    use_threads(1)
+    weights = chosen.weights()
+    model = Model(config).to(next(iter(weights.values())).dtype)
+    model.load_state_dict(weights)
+    model.eval().to(device)
+    figures = evaluate(
+        model, config, shards, trained, device, settings.micro_samples, settings.samples
+    )
+    facts = {"checkpoint": str(chosen.path), "step": chosen.step, "data": settings.data}
+    text = json.dumps({**facts, "objective": config.objective, **figures}, indent=2)
+    if settings.out:
+        checkpoint.write_atomically(Path(settings.out), text + "\n")
+    else:
+        print(text)
+    return 0

@@ -1,0 +1,170 @@
+"""The elementwise BERT: elementwise embedding, transformer blocks on unpadded rows, a head.
+
+Nothing here works on padding: the rows of all samples of a batch lie back to back (T of them).
+Shape suffixes: see elemdist/rows.py; S segments, D = W / H, E = 256 values of an element.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elemdist.attention import Segments, attention
+from elemdist.embedding import ElementHead, ElementwiseEmbedding
+from elemdist.errors import UserError
+
+NORM_EPS = 1e-12  # BERT's
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that fixes the shape of a model; lies beside its weights as ``config.json``."""
+
+    n: int
+    v: int
+    width: int
+    layers: int
+    heads: int
+    feedforward: int
+    dropout: float
+    norm: str
+    objective: str
+    pooling: str
+    labels: list[str] | None
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(
+                f"model.heads: {self.heads} heads do not divide the width {self.width};"
+                f" the default, one per element ({self.v}), does"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Block(nn.Module):
+    """One transformer block, (T, W) -> (T, W): attention and feed-forward, each with a residual."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads, self.post_norm = config.heads, config.norm == "post"
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.up = nn.Linear(width, config.feedforward)
+        self.down = nn.Linear(config.feedforward, width)
+        self.feedforward_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.drop = nn.Dropout(config.dropout)
+
+    def attend(self, x_TW: Tensor, segments: Segments) -> Tensor:
+        q, k, v = self.qkv(x_TW).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return self.drop(self.out(attention(q, k, v, segments).flatten(-2)))
+
+    def feed(self, x_TW: Tensor) -> Tensor:
+        return self.drop(self.down(F.gelu(self.up(x_TW))))
+
+    def forward(self, x_TW: Tensor, segments: Segments) -> Tensor:
+        if self.post_norm:
+            x_TW = self.attention_norm(x_TW + self.attend(x_TW, segments))
+            return self.feedforward_norm(x_TW + self.feed(x_TW))
+        x_TW = x_TW + self.attend(self.attention_norm(x_TW), segments)
+        return x_TW + self.feed(self.feedforward_norm(x_TW))
+
+
+class Encoder(nn.Module):
+    """Rows to vectors: ``(T, V) uint8 -> (T, W)``, a row attending within its segment only."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embedding = ElementwiseEmbedding(config.v, config.width)
+        self.positions = nn.Embedding(config.n, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.drop = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        pre = config.norm == "pre"
+        self.final_norm = nn.LayerNorm(config.width, eps=NORM_EPS) if pre else nn.Identity()
+
+    def forward(self, rows_TV: Tensor, position_T: Tensor, segments: Segments) -> Tensor:
+        x_TW = self.drop(self.norm(self.embedding(rows_TV) + self.positions(position_T)))
+        for block in self.blocks:
+            x_TW = block(x_TW, segments)
+        return self.final_norm(x_TW)
+
+
+class Classifier(nn.Module):
+    """A segment's rows to a logit per label: ``(T, W) -> (S, L)``, over BERT's pooler."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.pooling = config.pooling
+        self.dense = nn.Linear(config.width, config.width)
+        self.drop = nn.Dropout(config.dropout)
+        self.labels = nn.Linear(config.width, len(config.labels or []))
+
+    def forward(self, x_TW: Tensor, segments: Segments) -> Tensor:
+        if self.pooling == "doc":
+            x_SW = x_TW[segments.cu_lengths[:-1]]
+        else:
+            x_SW = torch.segment_reduce(
+                x_TW.float(), self.pooling, offsets=segments.cu_lengths.long()
+            ).to(x_TW.dtype)
+        return self.labels(self.drop(torch.tanh(self.dense(x_SW))))
+
+
+class Model(nn.Module):
+    """Encoder and head of one objective.
+
+    ``forward`` gives logits: (M, V, 256) of the rows `select_M` for ``mlm``, (S, L) for
+    ``classify``.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.head: nn.Module = (
+            ElementHead(config.v, config.width, NORM_EPS)
+            if config.objective == "mlm"
+            else Classifier(config)
+        )
+        self.apply(initialise)
+
+    def forward(
+        self,
+        rows_TV: Tensor,
+        position_T: Tensor,
+        segments: Segments,
+        select_M: Tensor | None = None,
+    ) -> Tensor:
+        x_TW = self.encoder(rows_TV, position_T, segments)
+        if select_M is None:
+            return self.head(x_TW, segments)
+        # Only the rows that carry loss go through the head.
+        return self.head(x_TW[select_M], self.encoder.embedding.table)
+
+
+def initialise(module: nn.Module) -> None:
+    """BERT's initialisation: N(0, 0.02) for matrices and tables, zero for biases."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms and the element table (which every material uses) do not."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        plain_one = parameter.ndim < 2 or name.endswith(("embedding.table", "bias_VE"))
+        (plain if plain_one else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,93 @@
+"""A run folder reproduces itself: the resolved settings, the environment and the git state.
+
+RUN/settings.yaml       every setting, as resolved; a recipe for the same run
+RUN/environment.json    versions, devices, commit; nothing secret
+RUN/metrics.jsonl       see elemdist/metrics.py
+RUN/tensorboard/
+RUN/checkpoints/        see elemdist/checkpoint.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from elemdist.attention import backend
+from elemdist.config import TrainSettings
+from elemdist.errors import UserError
+
+PACKAGES = ["elemdist", "torch", "deepspeed", "mosaicml-streaming", "numpy", "safetensors"]
+
+
+def prepare(settings: TrainSettings) -> Path:
+    """The run folder, made if need be. Raises UserError where it holds a run already."""
+    path = Path(settings.run_dir or "")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"run_dir: {path} is a file; name a folder")
+    if path.is_dir() and any(path.iterdir()) and not settings.resume:
+        raise UserError(
+            f"run_dir: {path} is not empty; add --resume to go on with that run, or name another"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run_dir: cannot make {path}: {error.strerror}") from None
+    return path
+
+
+def describe(path: Path, settings: TrainSettings, facts: dict[str, Any]) -> None:
+    """Writes what is needed to do the run again."""
+    text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True)
+    (path / "settings.yaml").write_text(text, encoding="utf-8")
+    report = json.dumps({**environment(), **facts}, indent=2)
+    (path / "environment.json").write_text(report + "\n", encoding="utf-8")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices. Never environment variables: they hold keys and tokens."""
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "git": git_state(),
+        "cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cpu_threads": torch.get_num_threads(),
+        "cpu_cores": os.cpu_count(),
+    }
+
+
+def version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout this code runs from, and whether it was changed; None outside one."""
+
+    def git(*words: str) -> str:
+        folder = Path(__file__).resolve().parent
+        done = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def attention_backend(device: torch.device, bf16: bool) -> str:
+    return backend(device, torch.bfloat16 if bf16 else torch.float32)

@@ -1,0 +1,301 @@
+"""Training: the whole loop, from settings to checkpoints. Every rank runs this file.
+
+elemdist train RECIPE.yaml --run-dir runs/a              starts the ranks itself
+deepspeed --num_gpus 2 elemdist/train.py RECIPE.yaml --run-dir runs/a
+torchrun --nproc-per-node 2 elemdist/train.py RECIPE.yaml --run-dir runs/a
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path: the folder of the package must not shadow the library
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from elemdist import checkpoint, run_folder
+from elemdist.commandline import parse
+from elemdist.config import TrainSettings, accumulation_steps, learning_rate
+from elemdist.data import Batch, Order, training_steps
+from elemdist.engine import (
+    Ranks,
+    build_engine,
+    join_ranks,
+    on_first,
+    optimizer_step,
+    seed_everything,
+    use_bf16,
+)
+from elemdist.errors import EXIT_USER_ERROR, UserError
+from elemdist.evaluate import check_geometry, evaluate, label_columns
+from elemdist.metrics import Reporter, eval_line, progress_line
+from elemdist.model import Model, ModelConfig
+from elemdist.objectives import (
+    NATS_PER_BIT,
+    Masked,
+    element_loss,
+    label_loss,
+    mask_materials,
+)
+from elemdist.shards import ShardSet
+
+
+@dataclass
+class Tally:
+    """What has happened since the last line of metrics."""
+
+    start: float
+    steps: int = 0
+    wait_s: float = 0.0
+    bytes: int = 0
+    rows: int = 0
+
+
+def model_config(settings: TrainSettings, shards: ShardSet) -> ModelConfig:
+    """The model's shape: v, n and the labels come from the shards. Raises UserError."""
+    model, classify = settings.model, settings.objective == "classify"
+    config = ModelConfig(
+        n=shards.n,
+        v=shards.v,
+        width=model.width,
+        layers=model.layers,
+        heads=model.heads or shards.v,
+        feedforward=model.feedforward or 4 * model.width,
+        dropout=model.dropout,
+        norm=model.norm,
+        objective=settings.objective,
+        pooling=settings.classify.pooling if classify else "none",
+        labels=shards.labels if classify else None,
+    )
+    check_geometry(config, shards)
+    return config
+
+
+def losses(engine: Any, batches: list[Batch], settings: TrainSettings) -> Iterator[Tensor]:
+    """The loss of each micro-batch, scaled so that their gradients add up to that of the global
+    batch: the sum over all its bytes (or samples) divided by their number on all ranks."""
+    device = engine.device
+    if settings.objective == "classify":
+        for batch in batches:
+            logits_SL = engine(batch.rows_TV, batch.position_T, batch.segments)
+            assert batch.labels_BL is not None
+            loss = label_loss(logits_SL, batch.labels_BL[batch.sample_S])
+            yield loss / settings.batch.global_samples
+        return
+    # Counting needs all masks first; they are cheap, and an all-reduce of one number a step
+    # makes the result independent of how the global batch is cut.
+    masks: list[Masked] = [
+        mask_materials(
+            b.rows_TV, b.key_T, b.segments.cu_lengths, settings.mlm.mask_rate, settings.seed
+        )
+        for b in batches
+    ]
+    text_bytes = torch.stack([mask.text_bytes for mask in masks]).sum().to(device, torch.float64)
+    dist.all_reduce(text_bytes)
+    for batch, mask in zip(batches, masks, strict=True):
+        logits = engine(mask.rows_TV, batch.position_T, batch.segments, mask.select_M)
+        yield element_loss(logits, mask.target_MV) / text_bytes.clamp(min=1).float()
+
+
+def train_step(
+    engine: Any, batches: list[Batch], settings: TrainSettings, step: int, world_size: int
+) -> tuple[Tensor, Any]:
+    """One optimizer step over the micro-batches of this rank: (its share of the global loss, the
+    norm of the whole gradient)."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate(settings.optim, settings.steps, step)
+    # Dropout depends on the step and the rank only, so a resumed run has the same.
+    torch.manual_seed(settings.seed * 1_000_003 + step * world_size + dist.get_rank())
+    total = torch.zeros((), device=engine.device)
+    norm = None
+    for loss in losses(engine, batches, settings):
+        # DeepSpeed takes the mean over ranks and micro-batches; ours is a sum.
+        engine.backward(loss * (world_size * len(batches)))
+        norm = optimizer_step(engine)
+        total += loss.detach()
+    return total, norm
+
+
+class Run:
+    """One start of a run on this rank."""
+
+    def __init__(self, settings: TrainSettings, ranks: Ranks) -> None:
+        self.settings, self.ranks = settings, ranks
+        self.accumulation = accumulation_steps(settings.batch, ranks.world_size)
+        self.shards = ShardSet(settings.data.train or "")
+        self.config = model_config(settings, self.shards)
+        self.eval_shards: ShardSet | None = None
+        if settings.data.eval:
+            self.eval_shards = ShardSet(settings.data.eval)
+            check_geometry(self.config, self.eval_shards)
+            if self.config.labels is not None:
+                label_columns(self.config.labels, self.eval_shards)
+        self.bf16 = use_bf16(settings, ranks.device)
+        self.facts = {
+            "model": self.config.to_json(),
+            "data": self.shards.fingerprint,
+            "ranks": ranks.world_size,
+            "zero_stage": settings.zero.stage,
+            "bf16": self.bf16,
+            "global_samples": settings.batch.global_samples,
+            "seed": settings.seed,
+        }
+        seed_everything(settings.seed, settings.deterministic)
+        self.model = Model(self.config)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        if settings.init_from:
+            self.say(checkpoint.initialise_from(self.model, settings.init_from))
+        self.folder = on_first(lambda: run_folder.prepare(settings))
+        self.engine = build_engine(self.model, settings, ranks)
+        self.first_step = 0
+        if settings.resume:
+            self.first_step = checkpoint.resume(self.engine, ranks, self.folder, self.facts)
+            self.say(f"resumed after step {self.first_step}")
+        if ranks.first:
+            run_folder.describe(self.folder, settings, self.facts)
+            self.reporter = Reporter(self.folder, self.first_step)
+
+    def say(self, line: str) -> None:
+        if self.ranks.first:
+            print(line, flush=True)
+
+    def introduce(self) -> None:
+        batch, shards, table = (
+            self.settings.batch,
+            self.shards,
+            256 * self.config.width // self.config.v,
+        )
+        self.say(
+            f"{self.settings.objective}: {self.parameters:,} parameters ({table:,} in the element"
+            f" table), {shards.samples:,} samples of {shards.n} rows of {shards.v} bytes"
+        )
+        self.say(
+            f"{batch.global_samples} samples a step = {batch.micro_samples} a pass x"
+            f" {self.ranks.world_size} rank(s) x {self.accumulation} pass(es);"
+            f" {self.settings.steps} steps = "
+            f"{self.settings.steps * batch.global_samples / shards.samples:.2f} epochs"
+        )
+        self.say(
+            f"ZeRO {self.settings.zero.stage}, {'bf16' if self.bf16 else 'fp32'},"
+            f" {self.ranks.device.type}, attention:"
+            f" {run_folder.attention_backend(self.ranks.device, self.bf16)}"
+        )
+
+    def evaluate(self, step: int) -> None:
+        if self.eval_shards is None:
+            return
+        self.engine.eval()
+        figures = evaluate(
+            self.engine,
+            self.config,
+            self.eval_shards,
+            self.settings,
+            self.ranks.device,
+            self.settings.batch.micro_samples,
+            self.settings.data.eval_samples,
+            self.ranks.rank,
+            self.ranks.world_size,
+        )
+        self.engine.train()
+        self.say(eval_line(step, figures))
+        if self.ranks.first:
+            self.reporter.write("eval", step, {k: x for k, x in figures.items() if k != "labels"})
+
+    def report(self, step: int, loss: Tensor, norm: Any, tally: Tally) -> None:
+        """A line of metrics for the steps since the last one. All ranks call it together."""
+        amounts = torch.tensor([float(tally.bytes), float(tally.rows)], dtype=torch.float64)
+        amounts = torch.cat([amounts.to(loss.device), loss.detach().double().view(1)])
+        dist.all_reduce(amounts)
+        text_bytes, rows, mean_loss = amounts.tolist()
+        seconds = time.perf_counter() - tally.start
+        figures = {"loss": mean_loss}
+        if self.settings.objective == "mlm":
+            figures["bits_per_byte"] = mean_loss / NATS_PER_BIT
+        figures |= {
+            "lr": learning_rate(self.settings.optim, self.settings.steps, step - 1),
+            "grad_norm": None if norm is None else float(norm),
+            "bytes_per_s": text_bytes / seconds,
+            "rows_per_s": rows / seconds,
+            "data_wait_share": tally.wait_s / seconds,
+            "samples": step * self.settings.batch.global_samples,
+        }
+        if self.ranks.first:
+            left_s = (self.settings.steps - step) * seconds / tally.steps
+            print(progress_line(step, self.settings.steps, figures, left_s), flush=True)
+            self.reporter.write("train", step, figures)
+
+    def train(self) -> None:
+        """From the first step to the last, with metrics, evaluations and checkpoints."""
+        settings = self.settings
+        last = min(settings.stop_step or settings.steps, settings.steps)
+        self.introduce()
+        order = Order(
+            settings.batch.global_samples,
+            settings.batch.micro_samples,
+            self.ranks.rank,
+            self.ranks.world_size,
+            settings.seed,
+        )
+        steps = iter(training_steps(self.shards, order, range(self.first_step, last)))
+        tally = Tally(time.perf_counter())
+        for step in range(self.first_step + 1, last + 1):
+            before = time.perf_counter()
+            batches = [batch.to(self.ranks.device) for batch in next(steps)]
+            tally.wait_s += time.perf_counter() - before
+            loss, norm = train_step(self.engine, batches, settings, step - 1, self.ranks.world_size)
+            tally.steps += 1
+            tally.bytes += sum(batch.text_bytes for batch in batches)
+            tally.rows += sum(len(batch.rows_TV) for batch in batches)
+            if step % settings.log_every == 0 or step == last:
+                self.report(step, loss, norm, tally)
+                tally = Tally(time.perf_counter())
+            before = time.perf_counter()
+            if is_due(step, settings.eval_every, last):
+                self.evaluate(step)
+            if is_due(step, settings.checkpoint_every, last):
+                checkpoint.save(self.engine, self.ranks, settings, step, self.facts)
+            tally.start += time.perf_counter() - before
+        if self.ranks.first:
+            self.reporter.close()
+        self.say(f"done: {last} of {settings.steps} steps, run folder {self.folder}")
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    return step == last or bool(every and step % every == 0)
+
+
+def run(settings: TrainSettings) -> int:
+    """Trains on this rank; the exit code."""
+    settings.check()
+    ranks = join_ranks(settings)
+    try:
+        Run(settings, ranks).train()
+    finally:
+        dist.destroy_process_group()
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """A rank's entry: the same arguments as ``elemdist train``. A user's mistake gives 2."""
+    # deepspeed's launcher adds --local_rank; the environment says it too.
+    argv = [word for word in argv if not word.startswith("--local_rank=")]
+    try:
+        return run(parse(TrainSettings, argv, "elemdist train"))
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"elemdist train: error: {error}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
