@@ -174,6 +174,9 @@ def parse(
         exit_on_error=False,
     )
     parser.add_class_arguments(settings_class)
+    required = [action for action in parser._actions if action.required]
+    for action in required:  # checked below, after the values that were given
+        action.required = False
     if any(token in ("-h", "--help") for token in argv):
         print(parser.format_help())
         raise SystemExit(0)
@@ -191,6 +194,10 @@ def parse(
             result = parser.parse_args([f"--{key}={value}"], namespace=result)
         except (UserError, jsonargparse.ArgumentError) as error:
             raise UserError(f"{source[key]}: {key}: {plain(error, value)}") from None
+    for key in (action.dest for action in required):
+        if key not in values:
+            shown = positional.upper() if key == positional else f"--{key.replace('_', '-')} VALUE"
+            raise UserError(f"{shown} is missing; {prog} --help lists all settings")
     return build(settings_class, result)
 
 

@@ -8,7 +8,6 @@ once, by the mean of their logits.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +151,25 @@ def spread(batch: Batch, columns_L: np.ndarray, config: ModelConfig) -> Tensor:
     return out
 
 
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, 0 where whole is 0."""
+    return part / np.maximum(whole, 1)
+
+
+def areas(truth_BL: np.ndarray, score_BL: np.ndarray) -> dict[str, float | None]:
+    """Micro and macro ROC AUC and average precision, macro over the labels with both a positive
+    and a negative document; None where there is no such label."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    both = np.flatnonzero(truth_BL.any(0) & ~truth_BL.all(0))
+    result: dict[str, float | None] = {}
+    for name, score in (("roc_auc", roc_auc_score), ("average_precision", average_precision_score)):
+        micro = float(score(truth_BL.ravel(), score_BL.ravel())) if len(both) else None
+        each = [score(truth_BL[:, k], score_BL[:, k]) for k in both]
+        result |= {f"micro_{name}": micro, f"macro_{name}": float(np.mean(each)) if each else None}
+    return result
+
+
 def multilabel_figures(
     score_BL: np.ndarray, truth_BL: np.ndarray, labels: list[str], threshold: float
 ) -> dict[str, Any]:
@@ -160,48 +178,33 @@ def multilabel_figures(
     `score_BL` are probabilities, `truth_BL` booleans. Macro figures are means over the labels
     that occur in `truth_BL`; a figure without meaning (no positives at all) is None.
     """
-    from sklearn.metrics import (
-        average_precision_score,
-        precision_recall_fscore_support,
-        roc_auc_score,
-    )
-
     guess_BL = score_BL >= threshold
-    present = truth_BL.any(0)
-    both = present & ~truth_BL.all(0)
-    result: dict[str, Any] = {"documents": len(truth_BL), "threshold": threshold}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for average in ("micro", "macro"):
-            columns = present if average == "macro" else np.ones_like(present)
-            precision, recall, f1, _ = precision_recall_fscore_support(
-                truth_BL[:, columns], guess_BL[:, columns], average=average, zero_division=0
-            )
-            some = both if average == "macro" else columns
-            pair = truth_BL[:, some], score_BL[:, some]
-            result |= {
-                f"{average}_f1": float(f1),
-                f"{average}_precision": float(precision),
-                f"{average}_recall": float(recall),
-                f"{average}_roc_auc": float(roc_auc_score(*pair, average=average))
-                if both.any()
-                else None,
-                f"{average}_average_precision": float(
-                    average_precision_score(*pair, average=average)
-                )
-                if both.any()
-                else None,
-            }
-        each = precision_recall_fscore_support(truth_BL, guess_BL, average=None, zero_division=0)
+    correct_L = (truth_BL & guess_BL).sum(0)
+    guessed_L, true_L = guess_BL.sum(0), truth_BL.sum(0)
+    each = {
+        "precision": ratio(correct_L, guessed_L),
+        "recall": ratio(correct_L, true_L),
+        "f1": ratio(2 * correct_L, guessed_L + true_L),
+    }
+    correct, guessed, true = correct_L.sum(), guessed_L.sum(), true_L.sum()
+    present = true_L > 0
+    result: dict[str, Any] = {
+        "documents": len(truth_BL),
+        "threshold": threshold,
+        "micro_f1": float(ratio(2 * correct, guessed + true)),
+        "micro_precision": float(ratio(correct, guessed)),
+        "micro_recall": float(ratio(correct, true)),
+    }
+    for name, figure_L in each.items():
+        result[f"macro_{name}"] = float(figure_L[present].mean()) if present.any() else None
+    result |= areas(truth_BL, score_BL)
     result["labels_present"] = int(present.sum())
     result["labels"] = {
         label: {
-            "documents": int(truth_BL[:, k].sum()),
-            "predicted": int(guess_BL[:, k].sum()),
-            "correct": int((truth_BL[:, k] & guess_BL[:, k]).sum()),
-            "precision": float(each[0][k]),
-            "recall": float(each[1][k]),
-            "f1": float(each[2][k]),
+            "documents": int(true_L[k]),
+            "predicted": int(guessed_L[k]),
+            "correct": int(correct_L[k]),
+            **{name: float(figure_L[k]) for name, figure_L in each.items()},
         }
         for k, label in enumerate(labels)
     }

@@ -135,6 +135,13 @@ class Model(nn.Module):
         )
         self.apply(initialise)
 
+    @torch.no_grad()
+    def expect_labels(self, share_L: Tensor) -> None:
+        """Starts the classifier at the labels' shares of the documents instead of at one half,
+        which takes thousands of steps to unlearn where labels are rare."""
+        assert isinstance(self.head, Classifier)
+        self.head.labels.bias.copy_(share_L.clamp(1e-4, 1 - 1e-4).logit())
+
     def forward(
         self,
         rows_TV: Tensor,
@@ -150,10 +157,13 @@ class Model(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """BERT's initialisation: N(0, 0.02) for matrices and tables, zero for biases."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
+    """N(0, 0.02) for tables, N(0, 2 / (5 W_in)) for matrices, zero for biases. The matrices'
+    variance is BERT's at its width of 768 and keeps the scale of activations at other widths
+    (Nguyen & Salazar 2019, arXiv 1910.05895)."""
+    if isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=(2 / (5 * module.in_features)) ** 0.5)
         nn.init.zeros_(module.bias)
 
 

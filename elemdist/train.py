@@ -152,6 +152,10 @@ class Run:
         }
         seed_everything(settings.seed, settings.deterministic)
         self.model = Model(self.config)
+        if counts := self.shards.manifest["label_counts"] if self.config.labels else None:
+            documents = max(1, self.shards.manifest["counts"]["documents"])
+            shares = [counts.get(label, 0) / documents for label in self.config.labels or []]
+            self.model.expect_labels(torch.tensor(shares))
         self.parameters = sum(p.numel() for p in self.model.parameters())
         if settings.init_from:
             self.say(checkpoint.initialise_from(self.model, settings.init_from))

@@ -1,0 +1,270 @@
+"""The compiled loops: text bytes to marks, marks to rows and samples. The only file with numba.
+
+A segmenter is a function that marks the first byte of every material of a text: one uint8 for each
+byte, 1 at a start. It goes over the text in passes without branches, which the compiler turns into
+vector instructions. The packer, the same for every segmenter, cuts what lies between two marks
+into rows. It takes linear time for any text, a word of 100 MB as well, and can stop and go on after
+every row. Rows follow each other without a gap: nothing is lost.
+
+All stands in one file because numba's cache looks only at the file of the function that it
+compiles, not at the files of what that function calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numpy import uint8
+
+from data_prep.classes import REPEAT, SINGLE, WHITE, WORD
+from elemdist.rows import DOC, PAD, SEP
+
+SPACE = ord(" ")
+WINDOW = 4096  # bytes whose marks become positions at a time: they stay in the fastest cache
+
+# Places in the packer's state: document, byte (-1: not begun), is it split; sample, row of it.
+AT_DOCUMENT, AT_BYTE, AT_SPLIT, AT_SAMPLE, AT_ROW = range(5)
+STATE_SIZE = 5
+# Places in the packer's counts.
+SEPARATORS, SPLIT, TRUNCATED, DROPPED_BYTES, PADDING_ROWS = range(5)
+COUNTS_SIZE = 5
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Numba's compiler without the interpreter's lock, cached wherever a cache can be written."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # a read-only installation and a read-only home: compile in every process
+        return numba.njit(nogil=True)(function)
+
+
+# A call that is not inlined counts references to every array it passes, 5 ns for each of them.
+inlined = numba.njit(inline="always")
+
+
+@inlined
+def ascii_kind(b):  # type: ignore[no-untyped-def]
+    """The class of an ASCII byte, by comparisons, which unlike a table become vector instructions.
+
+    Bytes of longer characters give SINGLE.
+    """
+    word = (uint8(uint8(b | 32) - 97) < 26) | (uint8(b - 48) < 10)
+    white = (b == SPACE) | (uint8(b - 9) < 5)
+    repeat = (uint8(b - 33) < 94) & (not word)
+    return uint8(word * WORD + white * WHITE + repeat * REPEAT)
+
+
+@inlined
+def positions(flags, start, stop, found):  # type: ignore[no-untyped-def]
+    """Writes where flags[start:stop] is 1 into `found`, and returns how often that is."""
+    window = flags[start:stop]
+    count = 0
+    for k in range(len(window)):
+        found[count] = start + k
+        count += window[k]
+    return count
+
+
+@inlined
+def mark_long_characters(data, table, kinds, leads, found):  # type: ignore[no-untyped-def]
+    """Sets the class of all bytes of each WORD character beyond ASCII."""
+    for k in range(len(data)):
+        leads[k] = data[k] >= 0xC0
+    for start in range(0, len(data), WINDOW):
+        for at in range(positions(leads, start, min(start + WINDOW, len(data)), found)):
+            i = found[at]
+            b = np.int64(data[i])
+            if b < 0xE0:
+                length, point = 2, b & 0x1F
+            elif b < 0xF0:
+                length, point = 3, b & 0x0F
+            else:
+                length, point = 4, b & 0x07
+            for k in range(1, length):
+                point = point << 6 | data[i + k] & 0x3F
+            if table[point] == WORD:
+                for k in range(length):
+                    kinds[i + k] = WORD
+
+
+@compiled
+def mark_words(data, starts, table, kinds, marks):  # type: ignore[no-untyped-def]
+    """Marks the materials of the `word` segmenter.
+
+    Args:
+        data: (bytes,) uint8, valid UTF-8. starts: (D,) int64, where documents start in it.
+        table: data_prep.classes.class_table().
+        kinds: (bytes,) uint8, overwritten. marks: (bytes,) uint8, the result; at the first byte of a
+            document it means nothing.
+    """
+    high = uint8(0)
+    for k in range(len(data)):
+        high |= data[k]
+        kinds[k] = ascii_kind(data[k])
+    if high >= 0x80:
+        mark_long_characters(data, table, kinds, marks, np.empty(WINDOW + 1, np.int64))
+    # One and two bytes back; the slices let the compiler see that nothing overlaps.
+    b_, p_ = data[2:], data[1:-1]
+    kind_, before_, earlier_ = kinds[2:], kinds[1:-1], kinds[:-2]
+    out = marks[2:]
+    for k in range(len(out)):
+        space = b_[k] == SPACE
+        # A space behind a word belongs to it, so that white space behind that starts anew.
+        taken = (p_[k] == SPACE) & (earlier_[k] == WORD)
+        joined = (b_[k] & 0xC0) == 0x80
+        joined |= (before_[k] == WORD) & ((kind_[k] == WORD) | space)
+        joined |= (before_[k] == WHITE) & (kind_[k] == WHITE) & (not taken)
+        joined |= (kind_[k] == REPEAT) & (b_[k] == p_[k])
+        out[k] = not joined
+    for d in range(len(starts)):  # the second byte of each document, without what is before it
+        i = starts[d] + 1
+        if i < len(data):
+            word = (kinds[i - 1] == WORD) & ((kinds[i] == WORD) | (data[i] == SPACE))
+            white = (kinds[i - 1] == WHITE) & (kinds[i] == WHITE)
+            repeat = (kinds[i] == REPEAT) & (data[i] == data[i - 1])
+            marks[i] = not (word | white | repeat | (data[i] & 0xC0 == 0x80))
+
+
+@compiled
+def mark_characters(data, marks):  # type: ignore[no-untyped-def]
+    """Marks the materials of the `char` segmenter, as mark_words does."""
+    for k in range(len(data)):
+        marks[k] = data[k] & 0xC0 != 0x80
+
+
+@inlined
+def row_end(data, i, material_end, v, anywhere):  # type: ignore[no-untyped-def]
+    """The end of the row that starts at byte i: at most v bytes, no character cut if it can be."""
+    j = material_end
+    if j - i > v:
+        j = i + v
+        if not anywhere:
+            while j > i and data[j] & 0xC0 == 0x80:
+                j -= 1
+            if j == i:
+                j = i + v
+    return j
+
+
+@compiled
+def row_ends(data, marks, v, anywhere):  # type: ignore[no-untyped-def]
+    """The end of every row of one document that is all of data: (T,) int64."""
+    ends = np.empty(len(data), np.int64)
+    rows = 0
+    i = 0
+    while i < len(data):
+        j = i + 1
+        while j < len(data) and j <= i + v and not marks[j]:
+            j += 1
+        i = row_end(data, i, j, v, anywhere)
+        ends[rows] = i
+        rows += 1
+    return ends[:rows].copy()
+
+
+@inlined
+def put_symbol(flat, at, v, symbol):  # type: ignore[no-untyped-def]
+    """Writes the row of DOC or SEP."""
+    flat[at] = symbol
+    for k in range(1, v):
+        flat[at + k] = PAD
+
+
+@inlined
+def put_row(flat, at, data, i, length, v):  # type: ignore[no-untyped-def]
+    """Writes a row of data[i:i+length] and PAD, with v steps whatever the length."""
+    if i + v <= len(data):
+        source, row = data[i : i + v], flat[at : at + v]
+        for k in range(v):
+            b = source[k]
+            row[k] = b if k < length else uint8(PAD)
+    else:
+        for k in range(v):
+            flat[at + k] = data[i + k] if k < length else uint8(PAD)
+
+
+@inlined
+def put_rows(data, marks, i, end, v, anywhere, flat, at, room, found):  # type: ignore[no-untyped-def]
+    """Writes rows of data[i:end] at flat[at:] until it ends or `room` rows are written.
+
+    Returns:
+        The byte after the last row, and the number of rows.
+    """
+    rows = 0
+    while i < end and rows < room:
+        stop = min(end, i + WINDOW)
+        count = positions(marks, i + 1, stop, found)
+        found[count] = stop
+        next_mark = 0
+        while next_mark <= count and rows < room:
+            # What ends with the window may go on behind it, so it waits for the next one.
+            if next_mark == count and stop < end and stop - i <= v:
+                break
+            j = row_end(data, i, found[next_mark], v, anywhere)
+            next_mark += j == found[next_mark]
+            put_row(flat, at + rows * v, data, i, j - i, v)
+            rows += 1
+            i = j
+    return i, rows
+
+
+@compiled
+def pack(data, starts, ends, bitmaps, marks, state, counts, block, n, v, anywhere, packed, truncate):  # type: ignore[no-untyped-def]  # noqa: E501
+    """Writes documents as rows into a block of samples, until the block or the documents end.
+
+    Args:
+        data: (bytes,) uint8; document d is data[starts[d]:ends[d]], valid UTF-8.
+        bitmaps: (D, label bytes) uint8, the bytes that precede the rows of every sample.
+        marks: (bytes,) uint8, 1 where a material starts.
+        state: (STATE_SIZE,) int64, where to go on; written back.
+        counts: (COUNTS_SIZE,) int64, added to.
+        block: (samples, label bytes + n * v) uint8, C order.
+        anywhere: a row may end within a character.
+        packed: documents back to back, else one document a sample. truncate: drop what a sample
+            cannot hold, else go on in the next sample behind a SEP row.
+
+    Returns:
+        None. The block is full when state[AT_SAMPLE] is its length; else all documents are written.
+    """
+    d, i, s, r = state[AT_DOCUMENT], state[AT_BYTE], state[AT_SAMPLE], state[AT_ROW]
+    head = bitmaps.shape[1]
+    flat = block.reshape(-1)
+    found = np.empty(WINDOW + 1, np.int64)
+    while d < len(starts):
+        if r == n:
+            s, r = s + 1, 0
+        if s == len(block):
+            break
+        sample = s * block.shape[1]
+        if r == 0:
+            flat[sample : sample + head] = bitmaps[d]
+        sample += head
+        if i < 0:
+            put_symbol(flat, sample + r * v, v, DOC)
+            i, r = starts[d], r + 1
+            state[AT_SPLIT] = 0
+        elif r == 0 and not packed:
+            put_symbol(flat, sample, v, SEP)
+            counts[SEPARATORS] += 1
+            counts[SPLIT] += 1 - state[AT_SPLIT]
+            state[AT_SPLIT] = 1
+            r = 1
+        end = ends[d]
+        i, rows = put_rows(data, marks, i, end, v, anywhere, flat, sample + r * v, n - r, found)
+        r += rows
+        if i < end and truncate:
+            counts[TRUNCATED] += 1
+            counts[DROPPED_BYTES] += end - i
+            i = end
+        if i >= end:
+            d, i = d + 1, -1
+            if not packed:
+                flat[sample + r * v : sample + n * v] = PAD
+                counts[PADDING_ROWS] += n - r
+                s, r = s + 1, 0
+    if r == n and s < len(block):
+        s, r = s + 1, 0
+    state[AT_DOCUMENT], state[AT_BYTE], state[AT_SAMPLE], state[AT_ROW] = d, i, s, r

@@ -1,0 +1,116 @@
+"""Shared by the tests: small shard sets made by the real command, and a way to run commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ELEMDIST = str(Path(sys.executable).with_name("elemdist"))
+
+# Topics with words of their own, so that a classifier has something to find.
+TOPICS = {
+    "weather": ["Regen", "cloud", "storm", "nuage", "ветер", "雨", "sunny", "frost"],
+    "kitchen": ["onion", "Brot", "pepper", "soupe", "рис", "鍋", "butter", "oven"],
+    "rail": ["train", "Gleis", "signal", "gare", "поезд", "駅", "ticket", "delay"],
+}
+COMMON = ["the", "and", "of", "was", "near", "very", "once", "again", "it", "then"]
+
+
+def run_command(
+    *words: str | Path, timeout: int = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, as a user does; output as text."""
+    return subprocess.run(
+        [str(word) for word in words],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+    )
+
+
+def elemdist(*words: str | Path, **options: str) -> subprocess.CompletedProcess[str]:
+    return run_command(ELEMDIST, *words, **options)
+
+
+def expect_user_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Exit code 2, one line of error with all `parts`, and no traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if ": error: " in line]
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    for part in parts:
+        assert part in errors[0], errors[0]
+
+
+def write_corpus(path: Path, documents: int, seed: int) -> Path:
+    """JSON Lines of made text with the fields id, text and labels."""
+    rng = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(documents):
+            labels = rng.sample(sorted(TOPICS), rng.choice([1, 1, 2]))
+            words = [word for label in labels for word in rng.choices(TOPICS[label], k=6)]
+            words += rng.choices(COMMON, k=rng.randrange(2, 20))
+            rng.shuffle(words)
+            record = {"id": number, "text": " ".join(words) + ".", "labels": labels}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "made.jsonl", 400, seed=3)
+
+
+MakeShards = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_shards(tmp_path_factory: pytest.TempPathFactory) -> MakeShards:
+    """make_shards(source, *options) -> a new folder of shards; n = 32 and v = 8 unless told."""
+
+    def make(source: Path, *options: str) -> Path:
+        out = tmp_path_factory.mktemp("shards") / "set"
+        done = elemdist(
+            "shard", source, "--out", out, "--n", "32", "--v", "8", "--processes", "1", *options
+        )
+        assert done.returncode == 0, done.stderr
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def packed(corpus: Path, make_shards: MakeShards) -> Path:
+    """Shards for pre-training, train/ and val/."""
+    return make_shards(corpus, "--packing", "packed", "--holdout-last", "50")
+
+
+@pytest.fixture(scope="session")
+def labelled(corpus: Path, make_shards: MakeShards) -> Path:
+    """Shards for classification, train/ and val/."""
+    return make_shards(corpus, "--input.labels-field", "labels", "--holdout-last", "50")
+
+
+TINY = [
+    "--model.layers", "2", "--model.width", "32", "--batch.global-samples", "16",
+    "--batch.micro-samples", "4", "--optim.warmup-steps", "5", "--log-every", "1",
+    "--device", "cpu",
+]  # fmt: skip
+
+
+def metrics(run: Path, kind: str = "train") -> dict[int, dict[str, float]]:
+    """Step -> figures of a run's metrics.jsonl."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if record["kind"] == kind]
+    assert len(steps) == len(set(steps)), "a step was written twice"
+    return {record["step"]: record for record in records if record["kind"] == kind}

@@ -1,0 +1,131 @@
+"""Packing: what samples look like, and that documents come back out of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import SEGMENTERS, rows, texts
+
+from data_prep.pack import Packer
+from data_prep.readers import batch_of
+from elemdist.rows import DOC, PAD, SEP, documents, rows_to_bytes
+
+
+def pack(
+    batches: list[list[str]], capacity: int = 3, n: int = 4, v: int = 3, **how: str
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The samples of some documents, (S, n, v), through a block of `capacity` samples; counts."""
+    blocks: list[np.ndarray] = []
+    choices = {"segmenter": "word", "packing": "document", "overlong": "split"} | how
+    packer = Packer(
+        np.zeros((capacity, n * v), np.uint8),
+        lambda block: blocks.append(block.copy()),
+        n=n,
+        v=v,
+        **choices,
+    )
+    for texts_of in batches:
+        batch = batch_of([text.encode() for text in texts_of], [], [])
+        packer.add(batch.data, batch.starts, batch.ends)
+    counts = packer.finish()
+    assert all(len(block) == capacity for block in blocks[:-1])
+    samples = np.concatenate(blocks) if blocks else np.zeros((0, n * v), np.uint8)
+    return samples.reshape(-1, n, v), counts
+
+
+def shown(sample_NV: np.ndarray) -> list[str]:
+    names = {DOC: "DOC", SEP: "SEP", PAD: "PAD"}
+    return [names.get(int(row[0]), rows_to_bytes(row).decode()) for row in sample_NV]
+
+
+def test_document_packing_splits() -> None:
+    samples, counts = pack([["a b c d e", "", "x"]])
+    assert [shown(sample) for sample in samples] == [
+        ["DOC", "a ", "b ", "c "],
+        ["SEP", "d ", "e", "PAD"],
+        ["DOC", "PAD", "PAD", "PAD"],
+        ["DOC", "x", "PAD", "PAD"],
+    ]
+    assert counts == {
+        "documents": 3,
+        "text_bytes": 10,
+        "rows": 10,
+        "padding_rows": 6,
+        "samples": 4,
+        "separator_rows": 1,
+        "split_documents": 1,
+        "truncated_documents": 0,
+        "dropped_bytes": 0,
+    }
+
+
+def test_document_packing_truncates() -> None:
+    samples, counts = pack([["a b c d e", "a b c"]], overlong="truncate")
+    assert [shown(sample) for sample in samples] == [["DOC", "a ", "b ", "c "]] + [
+        ["DOC", "a ", "b ", "c"]
+    ]
+    assert (counts["truncated_documents"], counts["dropped_bytes"]) == (1, 3)
+    assert counts["split_documents"] == 0
+
+
+def test_packed_packing() -> None:
+    samples, counts = pack([["a b c d", "x"], ["", "y z"]], packing="packed")
+    assert [shown(sample) for sample in samples] == [
+        ["DOC", "a ", "b ", "c "],
+        ["d", "DOC", "x", "DOC"],
+        ["DOC", "y ", "z", "PAD"],
+    ]
+    assert (counts["padding_rows"], counts["documents"]) == (1, 4)
+
+
+def test_bitmaps_precede_every_sample_of_a_document() -> None:
+    blocks: list[np.ndarray] = []
+    packer = Packer(
+        np.zeros((8, 2 + 12), np.uint8),
+        lambda block: blocks.append(block.copy()),
+        n=4,
+        v=3,
+        segmenter="word",
+        packing="document",
+        overlong="split",
+    )
+    batch = batch_of([b"a b c d", b"x"], [], [])
+    packer.add(batch.data, batch.starts, batch.ends, np.array([[1, 2], [3, 4]], np.uint8))
+    packer.finish()
+    assert blocks[0][:, :2].tolist() == [[1, 2], [1, 2], [3, 4]]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    batches=st.lists(st.lists(texts, max_size=4), max_size=4),
+    segmenter=st.sampled_from(SEGMENTERS),
+    packing=st.sampled_from(("document", "packed")),
+    n=st.integers(2, 9),
+    v=st.sampled_from((1, 3, 4, 12)),
+    capacity=st.integers(1, 4),
+)
+def test_documents_come_back(
+    batches: list[list[str]], segmenter: str, packing: str, n: int, v: int, capacity: int
+) -> None:
+    samples, counts = pack(
+        batches, n=n, v=v, capacity=capacity, segmenter=segmenter, packing=packing
+    )
+    wanted = [text for texts_of in batches for text in texts_of]
+    assert list(documents(samples)) == [text.encode() for text in wanted]
+    assert counts["samples"] == len(samples)
+    assert counts["padding_rows"] == (samples[:, :, 0] == PAD).sum()
+    assert counts["rows"] + counts["padding_rows"] == len(samples) * n
+    materials = sum(len(rows(text, v, segmenter)) for text in wanted)
+    assert counts["rows"] == materials + len(wanted) + counts["separator_rows"]
+    if packing == "packed":
+        assert counts["padding_rows"] < n
+        assert counts["separator_rows"] == 0
+
+
+@pytest.mark.parametrize("packing", ["document", "packed"])
+def test_full_block_at_the_end(packing: str) -> None:
+    samples, counts = pack([["a b c"], ["a b c"]], capacity=2, packing=packing)
+    assert len(samples) == 2
+    assert counts["padding_rows"] == 0

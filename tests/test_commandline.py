@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from elemdist.commandline import parse
+from elemdist.config import EvalSettings, TrainSettings
+from elemdist.errors import UserError
+
+
+def train(*argv: str) -> TrainSettings:
+    return parse(TrainSettings, list(argv), "elemdist train")
+
+
+def recipe(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "my recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_defaults_lie_below_the_recipe_below_the_command_line(tmp_path):
+    path = recipe(tmp_path, "model:\n  layers: 7\n  width: 96\noptim: {lr: 3e-4}\n")
+    settings = train(path, "--model.layers", "9")
+    assert settings.model.layers == 9
+    assert settings.model.width == 96
+    assert settings.optim.lr == pytest.approx(3e-4)
+    assert settings.model.dropout == TrainSettings().model.dropout
+
+
+def test_dashes_underscores_equals_and_flags_are_all_taken(tmp_path):
+    settings = train("--eval-every=5", "--checkpoint_every", "6", "--resume", "--run-dir", "a b")
+    assert (settings.eval_every, settings.checkpoint_every) == (5, 6)
+    assert (settings.resume, settings.run_dir) == (True, "a b")
+    assert train("--resume", "false").resume is False
+
+
+def test_a_time_stays_text_and_an_exponent_is_a_number(tmp_path):
+    path = recipe(tmp_path, "run_dir: 24:00:00\noptim:\n  lr: 1e-5\n  eps: 1.5e-7\n")
+    settings = train(path)
+    assert settings.run_dir == "24:00:00"
+    assert (settings.optim.lr, settings.optim.eps) == (1e-5, 1.5e-7)
+    assert train("--run-dir", "24:00:00").run_dir == "24:00:00"
+
+
+def test_a_positional_argument_fills_its_setting():
+    settings = parse(EvalSettings, ["runs/a", "--data", "d"], "elemdist eval", "run")
+    assert (settings.run, settings.data) == ("runs/a", "d")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model:\n  layer: 3\n", ["unknown key 'model.layer'", "'model.layers'"]),
+        ("modle:\n  layers: 3\n", ["unknown key 'modle'"]),
+        ("model: 3\n", ["model: expected keys"]),
+        ("model:\n  layers: many\n", ["model.layers: 'many' does not fit; expected int"]),
+        ("model:\n  layers: 2.5\n", ["model.layers: '2.5' does not fit; expected int"]),
+        ("objective: mml\n", ["objective: 'mml'", "'mlm', 'classify'"]),
+        ("steps: 1\nsteps: 2\n", ["key 'steps' stands twice"]),
+        ("steps: [1\n", ["not valid YAML"]),
+        ("- 1\n", ["expected keys"]),
+        ("run_dir: !!python/object/apply:os.system [ls]\n", ["not valid YAML"]),
+    ],
+)
+def test_a_mistake_in_a_recipe_names_file_key_and_remedy(tmp_path, text, expected):
+    path = recipe(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        train(path)
+    message = str(caught.value)
+    assert path in message
+    assert "\n" not in message
+    for part in expected:
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--model.layer", "3"], "did you mean 'model.layers'?"),
+        (["--model.layers"], "needs a value"),
+        (["--zero.stage", "5"], "one of 0, 1, 2, 3"),
+        (["no-such-recipe.yaml"], "cannot read the recipe"),
+        (["a.yaml", "b.yaml"], "one recipe at a time"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_clear_line(argv, expected):
+    with pytest.raises(UserError, match=expected.replace("?", r"\?")):
+        train(*argv)
+
+
+def test_help_shows_every_setting_with_default_and_meaning(capsys):
+    with pytest.raises(SystemExit) as caught:
+        train("--help")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for part in (
+        "--model.layers",
+        "--optim.warmup-steps",
+        "--zero.stage {0,1,2,3}",
+        "default: 100",
+    ):
+        assert part in text
+    assert "CONFIG" not in text
