@@ -45,6 +45,11 @@ class Parser:
             RecordError: no JSON object, or one without the fields.
             InvalidTextError: invalid UTF-8, or half of a surrogate pair.
         """
+        if self._labels_field is None:
+            try:  # most lines of most corpora; whatever is wrong, the careful way below finds out
+                return orjson.loads(line)[self._text_field].encode(), []
+            except (ValueError, TypeError, KeyError, AttributeError):
+                pass
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError as error:

@@ -19,7 +19,7 @@ import numba
 import numpy as np
 from numpy import uint8
 
-from data_prep.classes import REPEAT, SINGLE, WHITE, WORD
+from data_prep.classes import REPEAT, WHITE, WORD
 from elemdist.rows import DOC, PAD, SEP
 
 SPACE = ord(" ")
@@ -97,8 +97,8 @@ def mark_words(data, starts, table, kinds, marks):  # type: ignore[no-untyped-de
     Args:
         data: (bytes,) uint8, valid UTF-8. starts: (D,) int64, where documents start in it.
         table: data_prep.classes.class_table().
-        kinds: (bytes,) uint8, overwritten. marks: (bytes,) uint8, the result; at the first byte of a
-            document it means nothing.
+        kinds: (bytes,) uint8, overwritten.
+        marks: (bytes,) uint8, the result; at the first byte of a document it means nothing.
     """
     high = uint8(0)
     for k in range(len(data)):
@@ -173,46 +173,58 @@ def put_symbol(flat, at, v, symbol):  # type: ignore[no-untyped-def]
         flat[at + k] = PAD
 
 
-@inlined
-def put_row(flat, at, data, i, length, v):  # type: ignore[no-untyped-def]
-    """Writes a row of data[i:i+length] and PAD, with v steps whatever the length."""
-    if i + v <= len(data):
-        source, row = data[i : i + v], flat[at : at + v]
-        for k in range(v):
-            b = source[k]
-            row[k] = b if k < length else uint8(PAD)
-    else:
-        for k in range(v):
-            flat[at + k] = data[i + k] if k < length else uint8(PAD)
+@compiled
+def put_rows(data, bounds, count, v, flat, at):  # type: ignore[no-untyped-def]
+    """Writes `count` rows at flat[at:]: row k holds data[bounds[k]:bounds[k + 1]], and PAD.
+
+    A loop of its own, over slices, so that the compiler sees that nothing overlaps; v steps for
+    every row, because a processor guesses a changing number of steps wrong.
+    """
+    for k in range(count):
+        i, row = bounds[k], flat[at + k * v : at + k * v + v]
+        length = bounds[k + 1] - i
+        if i + v <= len(data):
+            source = data[i : i + v]
+            for m in range(v):
+                b = source[m]
+                row[m] = b if m < length else uint8(PAD)
+        else:
+            for m in range(v):
+                row[m] = data[i + m] if m < length else uint8(PAD)
 
 
 @inlined
-def put_rows(data, marks, i, end, v, anywhere, flat, at, room, found):  # type: ignore[no-untyped-def]
-    """Writes rows of data[i:end] at flat[at:] until it ends or `room` rows are written.
+def cut_rows(data, marks, i, end, v, anywhere, room, found, bounds):  # type: ignore[no-untyped-def]
+    """Finds the rows of the next WINDOW bytes of data[i:end], at most `room` of them.
+
+    Args:
+        found: (WINDOW + 1,) int64, overwritten.
+        bounds: (WINDOW + 1,) int64, the result: row k is data[bounds[k]:bounds[k + 1]].
 
     Returns:
-        The byte after the last row, and the number of rows.
+        The number of rows.
     """
+    stop = min(end, i + WINDOW)
+    count = positions(marks, i + 1, stop, found)
+    found[count] = stop
+    bounds[0] = i
     rows = 0
-    while i < end and rows < room:
-        stop = min(end, i + WINDOW)
-        count = positions(marks, i + 1, stop, found)
-        found[count] = stop
-        next_mark = 0
-        while next_mark <= count and rows < room:
-            # What ends with the window may go on behind it, so it waits for the next one.
-            if next_mark == count and stop < end and stop - i <= v:
-                break
-            j = row_end(data, i, found[next_mark], v, anywhere)
-            next_mark += j == found[next_mark]
-            put_row(flat, at + rows * v, data, i, j - i, v)
-            rows += 1
-            i = j
-    return i, rows
+    next_mark = 0
+    while next_mark <= count and rows < room:
+        # What ends with the window may go on behind it, so it waits for the next one.
+        if next_mark == count and stop < end and stop - i <= v:
+            break
+        i = row_end(data, i, found[next_mark], v, anywhere)
+        next_mark += i == found[next_mark]
+        rows += 1
+        bounds[rows] = i
+    return rows
 
 
 @compiled
-def pack(data, starts, ends, bitmaps, marks, state, counts, block, n, v, anywhere, packed, truncate):  # type: ignore[no-untyped-def]  # noqa: E501
+def pack(  # type: ignore[no-untyped-def]
+    data, starts, ends, bitmaps, marks, state, counts, block, n, v, anywhere, packed, truncate
+):
     """Writes documents as rows into a block of samples, until the block or the documents end.
 
     Args:
@@ -232,7 +244,7 @@ def pack(data, starts, ends, bitmaps, marks, state, counts, block, n, v, anywher
     d, i, s, r = state[AT_DOCUMENT], state[AT_BYTE], state[AT_SAMPLE], state[AT_ROW]
     head = bitmaps.shape[1]
     flat = block.reshape(-1)
-    found = np.empty(WINDOW + 1, np.int64)
+    found, bounds = np.empty(WINDOW + 1, np.int64), np.empty(WINDOW + 1, np.int64)
     while d < len(starts):
         if r == n:
             s, r = s + 1, 0
@@ -253,8 +265,10 @@ def pack(data, starts, ends, bitmaps, marks, state, counts, block, n, v, anywher
             state[AT_SPLIT] = 1
             r = 1
         end = ends[d]
-        i, rows = put_rows(data, marks, i, end, v, anywhere, flat, sample + r * v, n - r, found)
-        r += rows
+        while i < end and r < n:
+            rows = cut_rows(data, marks, i, end, v, anywhere, n - r, found, bounds)
+            put_rows(data, bounds, rows, v, flat, sample + r * v)
+            i, r = bounds[rows], r + rows
         if i < end and truncate:
             counts[TRUNCATED] += 1
             counts[DROPPED_BYTES] += end - i

@@ -35,7 +35,8 @@ def columns_of(n: int, v: int, labels: int) -> list[tuple[str, str, int]]:
 class MdsWriter:
     """Writes blocks of samples as shards PREFIX.00000.mds, PREFIX.00001.mds, ... of one folder.
 
-    A file appears under its name only when it is complete and on the disk.
+    A file appears under its name only when it is complete. It may not be on the disk yet: that is
+    made sure of before the index is written, so that the system can write while the work goes on.
 
     Attributes:
         samples_per_shard: samples of a full shard; a block never holds more.
@@ -91,7 +92,7 @@ class MdsWriter:
             ]
         )
         basename = f"{self._prefix}.{len(self.shards):05d}.mds"
-        write_file(os.path.join(self._folder, basename), header, block.data)
+        write_file(os.path.join(self._folder, basename), header, block.data, flush=False)
         digest = xxhash.xxh3_128(header)
         digest.update(block.data)
         info = {
@@ -102,7 +103,7 @@ class MdsWriter:
         self.shards.append({"samples": samples, "raw_data": info, "zip_data": None} | self._config)
 
 
-def write_file(path: str, *parts: bytes | memoryview) -> None:
+def write_file(path: str, *parts: bytes | memoryview, flush: bool = True) -> None:
     """Writes a file under a temporary name, flushes it to the disk, and gives it its name.
 
     Raises:
@@ -116,7 +117,8 @@ def write_file(path: str, *parts: bytes | memoryview) -> None:
                 rest = memoryview(part).cast("B")
                 while rest:  # one write call takes at most 2 GiB
                     rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -130,9 +132,10 @@ def write_error(path: str, needed: int, error: OSError) -> UserError:
         return UserError(f"cannot write {path}: {error.strerror}")
     folder = os.path.dirname(path) or "."
     free = shutil.disk_usage(folder).free if os.path.isdir(folder) else 0
+    needs = f"the file needs {needed:,} bytes" if needed else "it needs more"
     return UserError(
-        f"no space for {path}: {error.strerror}; the file needs {needed:,} bytes and the disk "
-        f"has {free:,} free. Nothing incomplete is left behind: make room and run again"
+        f"no space for {path}: {error.strerror}; {needs} and the disk has {free:,} bytes free. "
+        f"Nothing incomplete is left behind: make room and run again"
     )
 
 

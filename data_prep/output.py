@@ -75,6 +75,7 @@ class OutputFolder:
             own = [result for result in results if os.path.normpath(result.folder) == name]
             shards = [shard for result in own for shard in result.shards]
             for shard in shards:
+                flush(os.path.join(folder, shard["raw_data"]["basename"]))
                 check_size(folder, shard["raw_data"])
             manifests.append(manifest_of(settings, names, own))
             indices.append(shards)
@@ -82,7 +83,8 @@ class OutputFolder:
             write_manifest(folder, manifest)
         for folder, shards in zip(self._folders, indices, strict=True):
             write_index(folder, shards)
-            flush_folder(folder)
+            with contextlib.suppress(OSError):  # not every system flushes folders
+                flush(folder)
         os.unlink(os.path.join(self._path, MARKER))
         return manifests
 
@@ -123,11 +125,14 @@ def check_size(folder: str, info: dict[str, Any]) -> None:
         )
 
 
-def flush_folder(folder: str) -> None:
-    """Flushes the names of the files to the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def flush(path: str) -> None:
+    """Waits until a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: the file is gone, or the disk refuses.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -52,6 +52,7 @@ def run(settings: ShardSettings) -> ShardSummary:
     Raises:
         UserError: a mistake in the settings or the input, or a full disk.
     """
+    from data_prep.mds import write_error
     from data_prep.output import OutputFolder
     from data_prep.plan import make_items
     from data_prep.sources import find_sources
@@ -70,6 +71,9 @@ def run(settings: ShardSettings) -> ShardSummary:
     folder.claim()
     try:
         manifests = _convert(items, names, settings, folder)
+    except OSError as error:  # the compiler's cache, for one, can meet a full disk too
+        folder.clear()
+        raise write_error(settings.out, 0, error) from error
     except BaseException:
         folder.clear()
         raise

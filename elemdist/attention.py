@@ -9,6 +9,7 @@ segments by length, so equal ones are neighbours and no row has to be copied to 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 
 import torch
@@ -29,6 +30,7 @@ class Segments:
         return [(length, len(list(same))) for length, same in groupby(self.lengths)]
 
 
+@cache
 def backend(device: torch.device, dtype: torch.dtype) -> str:
     """The name of what :func:`attention` runs: ``varlen`` or ``sdpa``."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):

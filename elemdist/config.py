@@ -23,6 +23,9 @@ class DataSettings:
     """Folder of held-out shards for the evaluation during training; none: no evaluation."""
     eval_samples: int = 0
     """Evaluate on the first so many samples only; 0: on all."""
+    verify: bool = True
+    """Compare the hash of every shard before training; the ranks share the work. Without it only
+    sizes and headers are compared."""
 
 
 @dataclass

@@ -100,6 +100,19 @@ def on_first(action: Callable[[], Result]) -> Result:
     return cast(Result, answer[0])
 
 
+def on_every(action: Callable[[], None]) -> None:
+    """Runs `action` on every rank; the UserError of any of them is raised on all."""
+    mine: str | None = None
+    try:
+        action()
+    except UserError as error:
+        mine = str(error)
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, mine)
+    if found := [message for message in told if message is not None]:
+        raise UserError(found[0])
+
+
 def seed_everything(seed: int, deterministic: bool) -> None:
     random.seed(seed)
     np.random.seed(seed % (1 << 32))

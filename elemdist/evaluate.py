@@ -20,6 +20,7 @@ from torch import Tensor
 from elemdist.config import EvalSettings, TrainSettings
 from elemdist.data import Batch, evaluation_batches
 from elemdist.errors import UserError
+from elemdist.metrics import eval_line
 from elemdist.model import Model, ModelConfig
 from elemdist.objectives import NATS_PER_BIT, element_loss, label_loss, mask_materials
 from elemdist.rows import DOC, PAD
@@ -243,6 +244,7 @@ def run(settings: EvalSettings) -> int:
     if settings.out and not Path(settings.out).resolve().parent.is_dir():
         raise UserError(f"out: the folder of {settings.out} does not exist")
     shards = ShardSet(settings.data)
+    shards.verify()
     chosen = checkpoint.find(settings.run)
     config = chosen.config()
     check_geometry(config, shards)
@@ -262,6 +264,7 @@ def run(settings: EvalSettings) -> int:
     text = json.dumps({**facts, "objective": config.objective, **figures}, indent=2)
     if settings.out:
         checkpoint.write_atomically(Path(settings.out), text + "\n")
+        print(f"{eval_line(None, figures)}  {settings.out}")
     else:
         print(text)
     return 0

@@ -122,6 +122,12 @@ class ShardSet:
     def __len__(self) -> int:
         return self.samples
 
+    def label_shares(self) -> list[float]:
+        """For each label the share of the documents that have it, from 0 to 1."""
+        documents = max(1, int(self.manifest["counts"]["documents"]))
+        counts = self.manifest["label_counts"] or {}
+        return [counts.get(label, 0) / documents for label in self.labels or []]
+
     def _shard(self, entry: dict[str, Any]) -> Shard:
         info = entry["raw_data"]
         name = info["basename"]
@@ -181,15 +187,19 @@ class ShardSet:
         labels_BL = np.unpackbits(block[:, : self._head], axis=1, count=len(self.labels))
         return rows_BNV, labels_BL
 
-    def verify(self) -> None:
+    def verify(self, part: int = 0, parts: int = 1) -> None:
         """Reads every shard and compares its hash with the index.
+
+        Args:
+            part, parts: check only every `parts`-th shard from number `part` on, so that several
+                processes can share the work.
 
         Raises:
             UserError: a shard that cannot be read or whose content changed.
         """
         import xxhash  # only this method needs it
 
-        for shard in self._shards:
+        for shard in self._shards[part::parts]:
             digest = xxhash.xxh3_128()
             try:
                 with open(shard.path, "rb", buffering=0) as file:

@@ -31,6 +31,7 @@ from elemdist.engine import (
     Ranks,
     build_engine,
     join_ranks,
+    on_every,
     on_first,
     optimizer_step,
     seed_everything,
@@ -132,14 +133,8 @@ class Run:
     def __init__(self, settings: TrainSettings, ranks: Ranks) -> None:
         self.settings, self.ranks = settings, ranks
         self.accumulation = accumulation_steps(settings.batch, ranks.world_size)
-        self.shards = ShardSet(settings.data.train or "")
+        on_every(self.open_shards)
         self.config = model_config(settings, self.shards)
-        self.eval_shards: ShardSet | None = None
-        if settings.data.eval:
-            self.eval_shards = ShardSet(settings.data.eval)
-            check_geometry(self.config, self.eval_shards)
-            if self.config.labels is not None:
-                label_columns(self.config.labels, self.eval_shards)
         self.bf16 = use_bf16(settings, ranks.device)
         self.facts = {
             "model": self.config.to_json(),
@@ -152,10 +147,8 @@ class Run:
         }
         seed_everything(settings.seed, settings.deterministic)
         self.model = Model(self.config)
-        if counts := self.shards.manifest["label_counts"] if self.config.labels else None:
-            documents = max(1, self.shards.manifest["counts"]["documents"])
-            shares = [counts.get(label, 0) / documents for label in self.config.labels or []]
-            self.model.expect_labels(torch.tensor(shares))
+        if self.config.labels:
+            self.model.expect_labels(torch.tensor(self.shards.label_shares()))
         self.parameters = sum(p.numel() for p in self.model.parameters())
         if settings.init_from:
             self.say(checkpoint.initialise_from(self.model, settings.init_from))
@@ -168,6 +161,20 @@ class Run:
         if ranks.first:
             run_folder.describe(self.folder, settings, self.facts)
             self.reporter = Reporter(self.folder, self.first_step)
+
+    def open_shards(self) -> None:
+        """Opens the shards of both sets and checks that the model can be trained on them."""
+        data = self.settings.data
+        self.shards = ShardSet(data.train or "")
+        self.eval_shards = ShardSet(data.eval) if data.eval else None
+        config = model_config(self.settings, self.shards)
+        if self.eval_shards is not None:
+            check_geometry(config, self.eval_shards)
+            if config.labels is not None:
+                label_columns(config.labels, self.eval_shards)
+        for shards in (self.shards, self.eval_shards):
+            if shards is not None and data.verify:
+                shards.verify(self.ranks.rank, self.ranks.world_size)
 
     def say(self, line: str) -> None:
         if self.ranks.first:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zstandard
 
@@ -67,14 +68,18 @@ def test_unreadable_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_damaged_compression(tmp_path: Path, suffix: str) -> None:
-    pack = gzip.compress if suffix == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress
+    pack = (
+        gzip.compress if suffix == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress
+    )
     whole = pack(b"".join(b'{"text": "%d"}\n' % k for k in range(5000)))
     out = tmp_path / "out"
     cut = write(tmp_path / f"cut.jsonl{suffix}", whole[: len(whole) // 2])
     fails([cut], out, cut.name, "cut short")
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 0x55
-    fails([write(tmp_path / f"bits.jsonl{suffix}", bytes(flipped))], out, "bits.jsonl", "is damaged")
+    fails(
+        [write(tmp_path / f"bits.jsonl{suffix}", bytes(flipped))], out, "bits.jsonl", "is damaged"
+    )
     fails([write(tmp_path / f"plain.jsonl{suffix}", GOOD)], out, "plain.jsonl", f"no {suffix} file")
 
 
@@ -165,7 +170,8 @@ from data_prep.shard import ShardSettings, UserError, run
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
     try:
-        run(ShardSettings([sys.argv[1]], sys.argv[2], shard_mb=1, item_mb=1, processes=int(sys.argv[4])))
+        few = int(sys.argv[4])
+        run(ShardSettings([sys.argv[1]], sys.argv[2], shard_mb=1, item_mb=1, processes=few))
     except UserError as error:
         sys.exit(f"told: {error}")
 """
@@ -200,7 +206,7 @@ def shards(tmp_path: Path) -> Path:
 
 def refused(folder: Path, *wanted: str) -> None:
     with pytest.raises(UserError) as caught:
-        ShardSet(str(folder)).gather(__import__("numpy").arange(2))
+        ShardSet(str(folder)).gather(np.arange(2))
     for text in wanted:
         assert text in str(caught.value), caught.value
 

@@ -50,7 +50,9 @@ def test_ascii() -> None:
         assert table[point] == wanted, point
 
 
-@pytest.mark.parametrize("text", ["中か한ไ", "ラーメン", "ཀြ", "ခ", "ខ", "ꦗ", "𠀀", "🙂", "…", "€", "।", "،"])
+@pytest.mark.parametrize(
+    "text", ["中か한ไ", "ラーメン", "ཀြ", "ခ", "ខ", "ꦗ", "𠀀", "🙂", "…", "€", "।", "،"]
+)
 def test_single(text: str, table: list[int]) -> None:
     for character in text.replace("한", ""):
         assert table[ord(character)] == classes.SINGLE, character

@@ -98,9 +98,7 @@ def test_long_word_takes_linear_time() -> None:
 
 def documents_of(path: str) -> Iterator[bytes]:
     source = find_sources([path], InputSettings(format="jsonl"))[0]
-    reader = DocumentReader(
-        Part(source, 0, source.size), InputSettings(), "error", lambda _: None
-    )
+    reader = DocumentReader(Part(source, 0, source.size), InputSettings(), "error", lambda _: None)
     for batch in reader.batches():
         text = batch.data.tobytes()
         for start, end in zip(batch.starts, batch.ends, strict=True):

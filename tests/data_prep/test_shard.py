@@ -148,7 +148,9 @@ def test_same_shards_for_any_number_of_processes(tmp_path: Path) -> None:
 
 def test_items_are_whole_lines_and_cover_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\n".join(b"%d" % k * (k % 900) for k in range(9000)) + b"\n" + b"z" * 3_000_000)
+    path.write_bytes(
+        b"\n".join(b"%d" % k * (k % 900) for k in range(9000)) + b"\n" + b"z" * 3_000_000
+    )
     settings = settings_for([path], tmp_path / "out", item_mb=1)
     items = plan.make_items(find_sources(settings.inputs, settings.input), settings)
     raw = path.read_bytes()
@@ -178,7 +180,9 @@ def test_integer_labels(tmp_path: Path) -> None:
     assert ShardSet(str(tmp_path / "out")).labels == ["1", "3"]
 
 
-@pytest.mark.parametrize(("choice", "wanted"), [("replace", ["a�b", "ok", "c�d"]), ("skip", ["ok"])])
+@pytest.mark.parametrize(
+    ("choice", "wanted"), [("replace", ["a�b", "ok", "c�d"]), ("skip", ["ok"])]
+)
 def test_invalid_text(tmp_path: Path, choice: Any, wanted: list[str]) -> None:
     lines = tmp_path / "a.txt"
     lines.write_bytes(b"a\xffb\nok\nc\xe4d")
