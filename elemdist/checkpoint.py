@@ -197,6 +197,17 @@ def find(path: str) -> Checkpoint:
     return found
 
 
+def flat(facts: dict[str, Any]) -> dict[str, Any]:
+    """A dict of dicts as one with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}": entry for inner, entry in flat(value).items()}
+        else:
+            found[key] = value
+    return found
+
+
 def resume(engine: Any, ranks: Ranks, run_dir: Path, facts: dict[str, Any]) -> int:
     """Loads the newest complete checkpoint into `engine`; the number of steps done, 0 without one.
 
@@ -209,8 +220,9 @@ def resume(engine: Any, ranks: Ranks, run_dir: Path, facts: dict[str, Any]) -> i
             print(line, flush=True)
     if chosen is None:
         return 0
-    for key, now in facts.items():
-        then = chosen.manifest["facts"].get(key)
+    then_flat, now_flat = flat(chosen.manifest["facts"]), flat(facts)
+    for key, now in now_flat.items():
+        then = then_flat.get(key)
         if then != now:
             raise UserError(
                 f"checkpoint {chosen.path}: its {key} is {then}, this start's is {now};"

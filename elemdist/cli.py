@@ -12,20 +12,19 @@ from elemdist.errors import EXIT_USER_ERROR, UserError, nearest
 
 def shard(argv: list[str]) -> int:
     """convert text or JSON Lines into shards of byte rows, offline"""
-    from data_prep import shard as verb
+    from data_prep.shard import ShardSettings, run
     from elemdist.commandline import parse
 
-    settings = parse(verb.ShardSettings, argv, "elemdist shard", "inputs", shard.__doc__)
-    verb.run(settings)
+    run(parse(ShardSettings, argv, "elemdist shard", "inputs", shard.__doc__))
     return 0
 
 
 def inspect(argv: list[str]) -> int:
     """show a shard folder: its manifest, and rows slot by slot"""
-    from data_prep import show as verb
+    from data_prep.show import InspectSettings, run
     from elemdist.commandline import parse
 
-    verb.run(parse(verb.InspectSettings, argv, "elemdist inspect", "path", inspect.__doc__))
+    run(parse(InspectSettings, argv, "elemdist inspect", "path", inspect.__doc__))
     return 0
 
 
@@ -42,9 +41,9 @@ def train(argv: list[str]) -> int:
     accumulation_steps(settings.batch, ranks)
     if ranks > 1:
         return local.start_ranks(Path(__file__).with_name("train.py"), argv, ranks)
-    from elemdist import train as loop
+    from elemdist.train import main as train_here
 
-    return loop.main(argv)
+    return train_here(argv)
 
 
 def evaluate(argv: list[str]) -> int:
@@ -53,17 +52,17 @@ def evaluate(argv: list[str]) -> int:
     from elemdist.config import EvalSettings
 
     settings = parse(EvalSettings, argv, "elemdist eval", "run", evaluate.__doc__)
-    from elemdist import evaluate as verb
+    from elemdist.evaluate import run  # after the settings: it loads torch
 
-    return verb.run(settings)
+    return run(settings)
 
 
 def plot(argv: list[str]) -> int:
     """curves of one or several runs, as PNG"""
-    from elemdist import plot as verb
     from elemdist.commandline import parse
+    from elemdist.plot import PlotSettings, run
 
-    verb.run(parse(verb.PlotSettings, argv, "elemdist plot", "runs", plot.__doc__))
+    run(parse(PlotSettings, argv, "elemdist plot", "runs", plot.__doc__))
     return 0
 
 

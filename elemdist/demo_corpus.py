@@ -34,8 +34,9 @@ SKIPPED_FOLDERS = frozenset(
     ]
 )
 PARTS = ("train", "val", "test")
-MAX_LABELS = 16
-MIN_TRAIN_FUNCTIONS = 30  # of a label: fewer teach a model that starts from nothing too little
+MAX_FUNCTION_BYTES = 1000  # longer ones teach less for their time, and the demo has little
+MAX_LABELS = 20
+MIN_TRAIN_FUNCTIONS = 20  # of a label: fewer teach a model that starts from nothing too little
 MIN_FILES = 50
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -113,7 +114,7 @@ def part_of(path: str) -> str:
 
 
 def function_documents(path: str, source: str) -> Iterator[Document]:
-    """Every function and method of a file, without its imports, with the modules it uses."""
+    """The functions and methods of a file, without imports, each with the modules it uses."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old escapes such as "\d", of no concern here
@@ -125,9 +126,11 @@ def function_documents(path: str, source: str) -> Iterator[Document]:
     cut = Cutter(source)
     for function in within(tree, FUNCTIONS):
         if isinstance(function, FUNCTIONS):
-            modules = used_modules(function, module_names) - {own}
-            name = f"{path}:{function.lineno}:{function.name}"
-            yield Document(name, cut.without_imports(function), frozenset(modules))
+            text = cut.without_imports(function)
+            if len(text.encode()) <= MAX_FUNCTION_BYTES:
+                modules = used_modules(function, module_names) - {own}
+                name = f"{path}:{function.lineno}:{function.name}"
+                yield Document(name, text, frozenset(modules))
 
 
 def within(tree: ast.AST, closed: tuple[type[ast.AST], ...]) -> list[ast.AST]:
@@ -211,8 +214,9 @@ class Cutter:
 
 
 def frequent_labels(documents: Iterable[Document]) -> list[str]:
-    """The labels of the task, in order: the modules that enough training functions use."""
-    counts = Counter(module for document in documents for module in document.modules)
+    """The labels of the task, in order: the public modules that enough training functions use."""
+    used = (module for document in documents for module in document.modules)
+    counts = Counter(module for module in used if not module.startswith("_"))
     ranked = sorted(counts, key=lambda module: (-counts[module], module))
     return sorted(name for name in ranked[:MAX_LABELS] if counts[name] >= MIN_TRAIN_FUNCTIONS)
 

@@ -13,6 +13,16 @@ from elemdist.errors import UserError
 from elemdist.rows import ELEMENTS
 
 
+def check_width(v: int, width: int) -> None:
+    """Raises UserError where v elements cannot share a width equally."""
+    if width % v:
+        below = width // v * v
+        raise UserError(
+            f"model.width: {width} is not a multiple of the shards' v={v};"
+            f" the nearest are {below or v} and {below + v}"
+        )
+
+
 class ElementwiseEmbedding(nn.Module):
     """Rows of bytes to vectors: ``(..., V) uint8 -> (..., W)``, by a table of 256 x (W / V).
 
@@ -21,12 +31,7 @@ class ElementwiseEmbedding(nn.Module):
 
     def __init__(self, v: int, width: int) -> None:
         super().__init__()
-        if width % v:
-            below = width // v * v
-            raise UserError(
-                f"model.width: {width} is not a multiple of the shards' v={v};"
-                f" the nearest are {below or v} and {below + v}"
-            )
+        check_width(v, width)
         self.v = v
         self.table = nn.Parameter(torch.empty(ELEMENTS, width // v))
         nn.init.normal_(self.table, std=0.02)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elemdist.attention import Segments, attention
-from elemdist.embedding import ElementHead, ElementwiseEmbedding
+from elemdist.embedding import ElementHead, ElementwiseEmbedding, check_width
 from elemdist.errors import UserError
 
 NORM_EPS = 1e-12  # BERT's
@@ -37,6 +37,7 @@ class ModelConfig:
     labels: list[str] | None
 
     def __post_init__(self) -> None:
+        check_width(self.v, self.width)
         if self.width % self.heads:
             raise UserError(
                 f"model.heads: {self.heads} heads do not divide the width {self.width};"

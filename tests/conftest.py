@@ -104,7 +104,7 @@ def labelled(corpus: Path, make_shards: MakeShards) -> Path:
 TINY = [
     "--model.layers", "2", "--model.width", "32", "--batch.global-samples", "16",
     "--batch.micro-samples", "4", "--optim.warmup-steps", "5", "--log-every", "1",
-    "--device", "cpu",
+    "--device", "cpu", "--optim.lr", "5e-3",
 ]  # fmt: skip
 
 

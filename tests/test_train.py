@@ -187,12 +187,12 @@ def test_mistakes_get_one_line_and_exit_code_2(packed, labelled, zero_runs, tmp_
         (["--run-dir", new, *data, "--batch.global-samples", "3"], ["do not divide"]),
         (["--run-dir", new, *data, "--init-from", tmp_path], ["no complete checkpoint"]),
         (
-            ["--run-dir", new, *data, "--init-from", zero_runs[1], "--model.layers", "3"],
-            ["model.layers", "is 2"],
+            ["--run-dir", new, *data, "--init-from", zero_runs[1], "--model.width", "32"],
+            ["model.layers is 2", "set --model.layers"],
         ),
         (
             ["--run-dir", zero_runs[1], *data, *TINY, "--resume", "--model.layers", "1"],
-            ["its model is", "same settings"],
+            ["its model.layers is 2, this start's is 1", "same settings"],
         ),
     ]:
         done = elemdist("train", "--device", "cpu", *words)

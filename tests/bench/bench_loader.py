@@ -29,7 +29,9 @@ BATCH = 32
 
 def corpus(path: Path, megabytes: int) -> None:
     rng = np.random.default_rng(0)
-    words = ["".join(map(chr, rng.integers(97, 123, length))) for length in rng.integers(1, 14, 5000)]
+    words = [
+        "".join(map(chr, rng.integers(97, 123, length))) for length in rng.integers(1, 14, 5000)
+    ]
     with path.open("w") as file:
         for _ in range(megabytes):
             file.write(" ".join(rng.choice(words, 130_000)) + "\n")
