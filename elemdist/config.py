@@ -64,6 +64,9 @@ class ClassifySettings:
     over all its rows."""
     threshold: float = 0.5
     """A label is predicted where its probability reaches this."""
+    mask_rate: float = 0.0
+    """Share of the materials hidden from the classifier in training, as in mlm: a remedy for few
+    documents, each of which then looks different every time."""
 
 
 @dataclass
@@ -180,8 +183,12 @@ class TrainSettings:
                 raise UserError(f"{name}: {value} is below {low}, its smallest value")
         if not 0 < self.mlm.mask_rate <= 1:
             raise UserError(f"mlm.mask_rate: {self.mlm.mask_rate} is not in (0, 1]")
-        if not 0 <= self.model.dropout < 1:
-            raise UserError(f"model.dropout: {self.model.dropout} is not in [0, 1)")
+        for name, share in [
+            ("model.dropout", self.model.dropout),
+            ("classify.mask_rate", self.classify.mask_rate),
+        ]:
+            if not 0 <= share < 1:
+                raise UserError(f"{name}: {share} is not in [0, 1)")
 
 
 @dataclass

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import yaml
 
-from elemdist.attention import backend
 from elemdist.config import TrainSettings
 from elemdist.errors import UserError
 
@@ -87,7 +86,3 @@ def git_state() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def attention_backend(device: torch.device, bf16: bool) -> str:
-    return backend(device, torch.bfloat16 if bf16 else torch.float32)

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from elemdist import checkpoint, run_folder
+from elemdist.attention import backend
 from elemdist.commandline import parse
 from elemdist.config import TrainSettings, accumulation_steps, learning_rate
 from elemdist.data import Batch, Order, training_steps
@@ -43,7 +44,6 @@ from elemdist.metrics import Reporter, eval_line, progress_line
 from elemdist.model import Model, ModelConfig
 from elemdist.objectives import (
     NATS_PER_BIT,
-    Masked,
     element_loss,
     label_loss,
     mask_materials,
@@ -85,23 +85,25 @@ def model_config(settings: TrainSettings, shards: ShardSet) -> ModelConfig:
 def losses(engine: Any, batches: list[Batch], settings: TrainSettings) -> Iterator[Tensor]:
     """The loss of each micro-batch, scaled so that their gradients add up to that of the global
     batch: the sum over all its bytes (or samples) divided by their number on all ranks."""
-    device = engine.device
-    if settings.objective == "classify":
-        for batch in batches:
-            logits_SL = engine(batch.rows_TV, batch.position_T, batch.segments)
+    classify = settings.objective == "classify"
+    rate = settings.classify.mask_rate if classify else settings.mlm.mask_rate
+    # All masks come first: they are cheap, and must be counted before the first backward pass.
+    masks = [
+        mask_materials(b.rows_TV, b.key_T, b.segments.cu_lengths, rate, settings.seed)
+        for b in batches
+    ]
+    if classify:
+        for batch, mask in zip(batches, masks, strict=True):
+            logits_SL = engine(mask.rows_TV, batch.position_T, batch.segments)
             assert batch.labels_BL is not None
             loss = label_loss(logits_SL, batch.labels_BL[batch.sample_S])
             yield loss / settings.batch.global_samples
         return
-    # Counting needs all masks first; they are cheap, and an all-reduce of one number a step
-    # makes the result independent of how the global batch is cut.
-    masks: list[Masked] = [
-        mask_materials(
-            b.rows_TV, b.key_T, b.segments.cu_lengths, settings.mlm.mask_rate, settings.seed
-        )
-        for b in batches
-    ]
-    text_bytes = torch.stack([mask.text_bytes for mask in masks]).sum().to(device, torch.float64)
+    # An all-reduce of one number a step keeps the result independent of how the global batch is
+    # cut into ranks and micro-batches.
+    text_bytes = (
+        torch.stack([mask.text_bytes for mask in masks]).sum().to(engine.device, torch.float64)
+    )
     dist.all_reduce(text_bytes)
     for batch, mask in zip(batches, masks, strict=True):
         logits = engine(mask.rows_TV, batch.position_T, batch.segments, mask.select_M)
@@ -181,26 +183,21 @@ class Run:
             print(line, flush=True)
 
     def introduce(self) -> None:
-        batch, shards, table = (
-            self.settings.batch,
-            self.shards,
-            256 * self.config.width // self.config.v,
-        )
-        self.say(
-            f"{self.settings.objective}: {self.parameters:,} parameters ({table:,} in the element"
-            f" table), {shards.samples:,} samples of {shards.n} rows of {shards.v} bytes"
-        )
-        self.say(
+        """Says what is trained, on what, and how the global batch comes about."""
+        batch, config, shards = self.settings.batch, self.config, self.shards
+        epochs = self.settings.steps * batch.global_samples / shards.samples
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        device, table = self.ranks.device, 256 * config.width // config.v
+        for line in (
+            f"{config.objective}: {self.parameters:,} parameters ({table:,} in the element table),"
+            f" {shards.samples:,} samples of {shards.n} rows of {shards.v} bytes",
             f"{batch.global_samples} samples a step = {batch.micro_samples} a pass x"
             f" {self.ranks.world_size} rank(s) x {self.accumulation} pass(es);"
-            f" {self.settings.steps} steps = "
-            f"{self.settings.steps * batch.global_samples / shards.samples:.2f} epochs"
-        )
-        self.say(
-            f"ZeRO {self.settings.zero.stage}, {'bf16' if self.bf16 else 'fp32'},"
-            f" {self.ranks.device.type}, attention:"
-            f" {run_folder.attention_backend(self.ranks.device, self.bf16)}"
-        )
+            f" {self.settings.steps} steps = {epochs:.2f} epochs",
+            f"ZeRO {self.settings.zero.stage}, {dtype}, {device.type}, attention:"
+            f" {backend(device, dtype)}",
+        ):
+            self.say(line)
 
     def evaluate(self, step: int) -> None:
         if self.eval_shards is None:
@@ -306,6 +303,8 @@ def main(argv: list[str]) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"elemdist train: error: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from elemdist.cli import VERBS
+from tests.conftest import elemdist, expect_user_error, run_command
+
+
+def test_the_command_alone_lists_the_verbs():
+    done = elemdist()
+    assert done.returncode == 0
+    for verb in VERBS:
+        assert f"\n  {verb} " in done.stdout
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_of_a_verb_loads_neither_torch_nor_a_compiler(verb):
+    code = (
+        "import sys; sys.argv = ['elemdist', sys.argv[1], '--help']\n"
+        "from elemdist.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'numba', 'deepspeed', 'streaming', 'matplotlib', 'sklearn'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = run_command(sys.executable, "-c", code, verb)
+    assert done.returncode == 0, done.stderr
+    assert "default: " in done.stdout
+    assert f"usage: elemdist {verb}" in done.stdout
+
+
+def test_data_preparation_never_imports_torch(corpus, tmp_path):
+    code = (
+        "import sys\n"
+        "from data_prep.shard import ShardSettings, run\n"
+        "run(ShardSettings([sys.argv[1]], sys.argv[2], processes=1))\n"
+        "assert 'torch' not in sys.modules and 'streaming' not in sys.modules\n"
+    )
+    done = run_command(sys.executable, "-c", code, corpus, tmp_path / "set")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["trian"], ["unknown verb 'trian'", "did you mean 'train'?"]),
+        (["shard"], ["INPUTS is missing"]),
+        (["shard", "x.txt"], ["--out"]),
+        (["inspect", "/nowhere"], ["/nowhere"]),
+        (["eval", "--dta", "x"], ["unknown option --dta", "did you mean 'data'?"]),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(words, parts):
+    expect_user_error(elemdist(*words), *parts)
