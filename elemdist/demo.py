@@ -19,13 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from elemdist import demo_corpus
-from elemdist.demo_corpus import (
-    PARTS,
-    Corpus,
-    Document,
-    frequency_bits_per_byte,
-    most_frequent_baseline,
-)
+from elemdist.demo_corpus import PARTS, Corpus, Document
 from elemdist.errors import EXIT_USER_ERROR, UserError
 
 MARKER = ".made-by-elemdist-demo"  # only a folder with it in it is ever removed
@@ -184,43 +178,15 @@ def evaluate(out: Path, story: Story) -> dict[str, Any]:
     return result
 
 
-def last_bits_per_byte(run: Path) -> float:
-    """Of the last evaluation in a run's metrics."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    evaluations = [line for line in map(json.loads, lines) if line["kind"] == "eval"]
-    return float(evaluations[-1]["bits_per_byte"])
-
-
-def print_table(rows: list[tuple[str, float, float | None]]) -> None:
-    print(f"\n{'':34}{'model':>8}{'without learning':>20}")
-    for name, value, baseline in rows:
-        print(f"{name:34}{value:8.3f}{'' if baseline is None else f'{baseline:.3f}':>20}")
-
-
 def report(out: Path, corpus: Corpus, test: dict[str, Any], story: Story) -> None:
-    """The curves, and a table of all figures beside what needs no model."""
+    """The curves, and all figures beside what needs no model."""
+    from elemdist.demo_figures import print_table  # loads torch
+
     picture = out / "curves.png"
     story.tell("Look")
     runs = out / "runs"
     story.elemdist("plot", runs / "pretrain", runs / "classify", "--out", picture)
-    baseline = most_frequent_baseline(corpus)
-    bits = last_bits_per_byte(runs / "pretrain")
-    names = {
-        "micro_f1": "micro F1",
-        "macro_f1": "macro F1",
-        "micro_roc_auc": "micro ROC AUC",
-        "macro_roc_auc": "macro ROC AUC",
-    }
-    print_table(
-        [
-            ("bits per byte, masked words", bits, frequency_bits_per_byte(corpus)),
-            *((text, test[key], baseline[key]) for key, text in names.items()),
-        ]
-    )
-    print(
-        "\nWithout learning: for bits per byte the frequency of each byte, for the modules always"
-        f"\nthe most frequent ones. Tested on {test['documents']} functions."
-    )
+    print_table(out, corpus, test)
     times = {**story.took_s, "all steps": story.total_s()}
     print("minutes: " + ", ".join(f"{name} {took_s / 60:.1f}" for name, took_s in times.items()))
     print(f"curves: {picture}")

@@ -4,7 +4,7 @@ Text: the library's source files and the language's documentation (pydoc's topic
 Task: which modules does this function use? A function is one document, its import statements
 are cut out, and the labels are the modules that its names lead to: ast resolves them, so they are
 true by construction. Files are parted by a hash of their path; no file of the test part is in the
-training text, with or without labels. At the end stand the figures that need no model.
+training text, with or without labels.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from elemdist.errors import UserError
 
@@ -233,34 +230,3 @@ def labelled_once(
                 seen.add(document.text)
                 kept[part].append(document)
     return kept
-
-
-def most_frequent_baseline(corpus: Corpus) -> dict[str, Any]:
-    """Figures of giving every function the same modules: the most frequent ones in training.
-
-    How many is chosen as well as it can be for the training functions' micro F1.
-    """
-    from elemdist.evaluate import multilabel_figures
-
-    def truth(part: str) -> np.ndarray:
-        documents = corpus.functions[part]
-        return np.array([[name in doc.modules for name in corpus.labels] for doc in documents])
-
-    def figures(part: str, threshold: float) -> dict[str, Any]:
-        score_BL = np.tile(share_L, (len(corpus.functions[part]), 1))
-        return multilabel_figures(score_BL, truth(part), corpus.labels, threshold)
-
-    share_L = truth("train").mean(0)
-    best = max(share_L, key=lambda share: figures("train", share)["micro_f1"])
-    return figures("test", best)
-
-
-def frequency_bits_per_byte(corpus: Corpus) -> float:
-    """Bits per byte on the held-out text of a model that knows only how frequent each byte is."""
-
-    def counts(part: str) -> np.ndarray:
-        text = "".join(document.text for document in corpus.texts[part]).encode()
-        return np.bincount(np.frombuffer(text, np.uint8), minlength=256)
-
-    train_E, val_E = counts("train") + 1, counts("val")
-    return float(-(val_E * np.log2(train_E / train_E.sum())).sum() / val_E.sum())

@@ -24,7 +24,7 @@ GOOD = b'{"text": "one", "labels": ["x"]}\n'
 LABELLED = InputSettings(labels_field="labels")
 
 
-def fails(inputs: list[Path | str], out: Path, *wanted: str, **more: Any) -> None:
+def expect_error(inputs: list[Path | str], out: Path, *wanted: str, **more: Any) -> None:
     """The run ends with one line that holds all that is wanted, and leaves nothing behind."""
     existed = sorted(out.rglob("*")) if out.exists() else None
     settings = ShardSettings(
@@ -49,21 +49,21 @@ def write(path: Path, content: bytes) -> Path:
 
 def test_missing_and_empty_input(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    fails([tmp_path / "nothing.txt"], out, "no such file or folder", "nothing.txt")
-    fails([f"{tmp_path}/*.jsonl"], out, "no file matches", "*.jsonl")
-    fails([write(tmp_path / "empty.txt", b"")], out, "empty.txt", "nothing to convert")
-    fails([write(tmp_path / "blank.jsonl", b"\n \n")], out, "no document", "blank.jsonl")
-    fails([write(tmp_path / "in/a.pdf", b"x").parent], out, "in has no", "*.jsonl, *.txt")
-    fails([write(tmp_path / "a.dat", b"x")], out, "a.dat", "--input.format")
-    fails([], out, "no input")
+    expect_error([tmp_path / "nothing.txt"], out, "no such file or folder", "nothing.txt")
+    expect_error([f"{tmp_path}/*.jsonl"], out, "no file matches", "*.jsonl")
+    expect_error([write(tmp_path / "empty.txt", b"")], out, "empty.txt", "nothing to convert")
+    expect_error([write(tmp_path / "blank.jsonl", b"\n \n")], out, "no document", "blank.jsonl")
+    expect_error([write(tmp_path / "in/a.pdf", b"x").parent], out, "in has no", "*.jsonl, *.txt")
+    expect_error([write(tmp_path / "a.dat", b"x")], out, "a.dat", "--input.format")
+    expect_error([], out, "no input")
     os.mkfifo(tmp_path / "pipe.txt")
-    fails([tmp_path / "pipe.txt"], out, "pipe.txt is not a regular file")
+    expect_error([tmp_path / "pipe.txt"], out, "pipe.txt is not a regular file")
 
 
 def test_unreadable_file(tmp_path: Path) -> None:
     # A link to itself: unreadable for everyone, root included.
     (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
-    fails([tmp_path / "loop.txt"], tmp_path / "out", "cannot read", "loop.txt")
+    expect_error([tmp_path / "loop.txt"], tmp_path / "out", "cannot read", "loop.txt")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -74,13 +74,15 @@ def test_damaged_compression(tmp_path: Path, suffix: str) -> None:
     whole = pack(b"".join(b'{"text": "%d"}\n' % k for k in range(5000)))
     out = tmp_path / "out"
     cut = write(tmp_path / f"cut.jsonl{suffix}", whole[: len(whole) // 2])
-    fails([cut], out, cut.name, "cut short")
+    expect_error([cut], out, cut.name, "cut short")
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 0x55
-    fails(
+    expect_error(
         [write(tmp_path / f"bits.jsonl{suffix}", bytes(flipped))], out, "bits.jsonl", "is damaged"
     )
-    fails([write(tmp_path / f"plain.jsonl{suffix}", GOOD)], out, "plain.jsonl", f"no {suffix} file")
+    expect_error(
+        [write(tmp_path / f"plain.jsonl{suffix}", GOOD)], out, "plain.jsonl", f"no {suffix} file"
+    )
 
 
 def test_invalid_utf8(tmp_path: Path) -> None:
@@ -88,11 +90,13 @@ def test_invalid_utf8(tmp_path: Path) -> None:
     text = write(tmp_path / "a.txt", b"one\ntwo\n\xc3\xa9 \xff")
     for document in ("file", "line", "block"):
         input = InputSettings(document=document)  # type: ignore[arg-type]
-        fails([text], out, "a.txt, line 3", "byte 11", "0xff", "--on-invalid", input=input)
+        expect_error([text], out, "a.txt, line 3", "byte 11", "0xff", "--on-invalid", input=input)
     records = write(tmp_path / "a.jsonl", GOOD + b'{"text": "\xc3\xa9 \xe4"}\n')
-    fails([records], out, "a.jsonl, line 2", f"byte {len(GOOD) + 13}", "0xe4", "--on-invalid")
+    expect_error(
+        [records], out, "a.jsonl, line 2", f"byte {len(GOOD) + 13}", "0xe4", "--on-invalid"
+    )
     half = write(tmp_path / "b.jsonl", GOOD + b'{"text": "\\ud83d"}\n')
-    fails([half], out, "b.jsonl, line 2", "surrogate", "--on-invalid")
+    expect_error([half], out, "b.jsonl, line 2", "surrogate", "--on-invalid")
 
 
 def test_bad_records(tmp_path: Path) -> None:
@@ -100,7 +104,7 @@ def test_bad_records(tmp_path: Path) -> None:
 
     def record(line: bytes, *wanted: str, **more: Any) -> None:
         path = write(tmp_path / "a.jsonl", GOOD + b"\n" + line + b"\n")
-        fails([path], out, "a.jsonl, line 3", *wanted, **more)
+        expect_error([path], out, "a.jsonl, line 3", *wanted, **more)
 
     record(b'{"text": "one"', "not valid JSON")
     record(b"[" * 100_000, "not valid JSON")
@@ -118,11 +122,13 @@ def test_line_number_in_a_later_item(tmp_path: Path) -> None:
     lines[2700] = b"no record\n"
     path = write(tmp_path / "a.jsonl", b"".join(lines))
     for processes in (1, 2):
-        fails([path], tmp_path / "out", "a.jsonl, line 2,701", item_mb=1, processes=processes)
+        expect_error(
+            [path], tmp_path / "out", "a.jsonl, line 2,701", item_mb=1, processes=processes
+        )
     lines[2700] = b'{"text": "\xff"}\n'
     at = sum(map(len, lines[:2700])) + 10
     write(path, b"".join(lines))
-    fails([path], tmp_path / "out", "line 2,701", f"byte {at:,}", item_mb=1)
+    expect_error([path], tmp_path / "out", "line 2,701", f"byte {at:,}", item_mb=1)
 
 
 def test_labels(tmp_path: Path) -> None:
@@ -132,35 +138,41 @@ def test_labels(tmp_path: Path) -> None:
     shard.run(ShardSettings([str(path)], str(tmp_path / "bare"), quiet=True))
     other = write(tmp_path / "b.jsonl", GOOD + b'{"text": "two", "labels": ["xx"]}\n')
     known = {"input": LABELLED, "labels_from": str(tmp_path / "set")}
-    fails([other], out, "b.jsonl, line 2", "unknown label 'xx'", "did you mean 'x'?", **known)
-    fails([path], out, "bare has no labels", **(known | {"labels_from": str(tmp_path / "bare")}))
-    fails([path], out, "no shard folder", **(known | {"labels_from": str(tmp_path / "none")}))
+    expect_error(
+        [other], out, "b.jsonl, line 2", "unknown label 'xx'", "did you mean 'x'?", **known
+    )
+    expect_error(
+        [path], out, "bare has no labels", **(known | {"labels_from": str(tmp_path / "bare")})
+    )
+    expect_error(
+        [path], out, "no shard folder", **(known | {"labels_from": str(tmp_path / "none")})
+    )
     none = write(tmp_path / "c.jsonl", b'{"text": "two", "labels": []}\n')
-    fails([none], out, "no record has a label", "'labels'", input=LABELLED)
+    expect_error([none], out, "no record has a label", "'labels'", input=LABELLED)
     text = write(tmp_path / "a.txt", b"text")
-    fails([text], out, "a.txt is text, without labels", input=LABELLED)
+    expect_error([text], out, "a.txt is text, without labels", input=LABELLED)
 
 
 def test_settings(tmp_path: Path) -> None:
     out = tmp_path / "out"
     path = write(tmp_path / "a.jsonl", GOOD)
-    fails([path], out, "segmenter", "did you mean 'word'?", segmenter="words")
-    fails([path], out, "v must be from 1", v=0)
-    fails([path], out, "packing packed", "labels", packing="packed", input=LABELLED)
-    fails([path], out, "labels_from needs", labels_from="x")
-    fails([path], out, "holdout_last is 5", "only 1 documents", holdout_last=5)
-    fails([path], out, "cannot hold one sample", n=1 << 22, v=64, shard_mb=1)
+    expect_error([path], out, "segmenter", "did you mean 'word'?", segmenter="words")
+    expect_error([path], out, "v must be from 1", v=0)
+    expect_error([path], out, "packing packed", "labels", packing="packed", input=LABELLED)
+    expect_error([path], out, "labels_from needs", labels_from="x")
+    expect_error([path], out, "holdout_last is 5", "only 1 documents", holdout_last=5)
+    expect_error([path], out, "cannot hold one sample", n=1 << 22, v=64, shard_mb=1)
 
 
 def test_output_folder(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", GOOD)
     full = write(tmp_path / "full/keep.txt", b"mine").parent
-    fails([path], full, "full is not empty", "keep.txt")
+    expect_error([path], full, "full is not empty", "keep.txt")
     killed = write(tmp_path / "killed/shard.00000.00000.mds", b"part").parent
-    fails([path], killed, "unfinished", "remove the folder")
-    fails([path], write(tmp_path / "file", b""), "cannot write", "file")
+    expect_error([path], killed, "unfinished", "remove the folder")
+    expect_error([path], write(tmp_path / "file", b""), "cannot write", "file")
     (tmp_path / "empty").mkdir()
-    fails([write(tmp_path / "bad.jsonl", b"x")], tmp_path / "empty", "not valid JSON")
+    expect_error([write(tmp_path / "bad.jsonl", b"x")], tmp_path / "empty", "not valid JSON")
     assert (tmp_path / "empty").exists()
 
 
