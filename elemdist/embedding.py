@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elemdist.errors import UserError
-from elemdist.rows import ELEMENTS
+from elemdist.rows import ELEMENTS, PAD
 
 
 def check_width(v: int, width: int) -> None:
@@ -35,6 +35,9 @@ class ElementwiseEmbedding(nn.Module):
         self.v = v
         self.table = nn.Parameter(torch.empty(ELEMENTS, width // v))
         nn.init.normal_(self.table, std=0.02)
+        # Most slots of most materials are PAD: its vector would make them all alike at first.
+        with torch.no_grad():
+            self.table[PAD] = 0
 
     def forward(self, rows_V: Tensor) -> Tensor:
         return F.embedding(rows_V.int(), self.table).flatten(-2)

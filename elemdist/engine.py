@@ -155,6 +155,8 @@ def import_deepspeed() -> Any:
     import logging
 
     warnings.filterwarnings("ignore", module="deepspeed")
+    # Torch's own collectives warn of a function that they themselves call.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elemdist.attention import Segments, attention
+from elemdist.config import TrainSettings
 from elemdist.embedding import ElementHead, ElementwiseEmbedding, check_width
 from elemdist.errors import UserError
+from elemdist.rows import ELEMENTS, FIRST_SPECIAL, PAD
+from elemdist.shards import ShardSet
 
 NORM_EPS = 1e-12  # BERT's
 
@@ -46,6 +49,24 @@ class ModelConfig:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def model_config(settings: TrainSettings, shards: ShardSet) -> ModelConfig:
+    """The model's shape: v, n and the labels come from the shards. Raises UserError."""
+    model, classify = settings.model, settings.objective == "classify"
+    return ModelConfig(
+        n=shards.n,
+        v=shards.v,
+        width=model.width,
+        layers=model.layers,
+        heads=model.heads or shards.v,
+        feedforward=model.feedforward or 4 * model.width,
+        dropout=model.dropout,
+        norm=model.norm,
+        objective=settings.objective,
+        pooling=settings.classify.pooling if classify else "none",
+        labels=shards.labels if classify else None,
+    )
 
 
 class Block(nn.Module):
@@ -143,6 +164,17 @@ class Model(nn.Module):
         assert isinstance(self.head, Classifier)
         self.head.labels.bias.copy_(share_L.clamp(1e-4, 1 - 1e-4).logit())
 
+    @torch.no_grad()
+    def expect_elements(self, rows_NV: Tensor) -> None:
+        """Starts the predictions at how often each byte, or a material's end, stands in each slot
+        of `rows_NV` instead of at 1 in 256, which takes hundreds of steps to learn."""
+        assert isinstance(self.head, ElementHead)
+        rows_NV = rows_NV[rows_NV[:, 0] < FIRST_SPECIAL]
+        counts_NV = (rows_NV == PAD).cumsum(1) <= 1  # behind the end nothing is predicted
+        for slot, bias_E in enumerate(self.head.bias_VE):
+            seen_E = rows_NV[counts_NV[:, slot], slot].int().bincount(minlength=ELEMENTS) + 1
+            bias_E.copy_((seen_E / seen_E.sum()).log())
+
     def forward(
         self,
         rows_TV: Tensor,
@@ -161,8 +193,10 @@ def initialise(module: nn.Module) -> None:
     """N(0, 0.02) for tables, N(0, 2 / (5 W_in)) for matrices, zero for biases. The matrices'
     variance is BERT's at its width of 768 and keeps the scale of activations at other widths
     (Nguyen & Salazar 2019, arXiv 1910.05895)."""
-    if isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Embedding):  # the positions
+        # Ten times smaller than the elements: two short materials differ in one or two slots, a
+        # small part of their vectors, which positions of the same size would drown.
+        nn.init.normal_(module.weight, std=0.002)
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=(2 / (5 * module.in_features)) ** 0.5)
         nn.init.zeros_(module.bias)

@@ -187,6 +187,11 @@ class ShardSet:
         labels_BL = np.unpackbits(block[:, : self._head], axis=1, count=len(self.labels))
         return rows_BNV, labels_BL
 
+    def some_rows(self, samples: int = 1000) -> np.ndarray:
+        """The rows of at most so many samples, spread evenly over the set: (rows, v) uint8."""
+        ids = np.linspace(0, self.samples - 1, min(samples, self.samples)).astype(np.int64)
+        return self.gather(ids)[0].reshape(-1, self.v)
+
     def verify(self, part: int = 0, parts: int = 1) -> None:
         """Reads every shard and compares its hash with the index.
 

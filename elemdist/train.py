@@ -41,7 +41,7 @@ from elemdist.engine import (
 from elemdist.errors import EXIT_USER_ERROR, UserError
 from elemdist.evaluate import check_geometry, evaluate, label_columns
 from elemdist.metrics import Reporter, eval_line, progress_line
-from elemdist.model import Model, ModelConfig
+from elemdist.model import Model, model_config
 from elemdist.objectives import (
     NATS_PER_BIT,
     element_loss,
@@ -57,29 +57,10 @@ class Tally:
 
     start: float
     steps: int = 0
+    loss: float | Tensor = 0.0
     wait_s: float = 0.0
     bytes: int = 0
     rows: int = 0
-
-
-def model_config(settings: TrainSettings, shards: ShardSet) -> ModelConfig:
-    """The model's shape: v, n and the labels come from the shards. Raises UserError."""
-    model, classify = settings.model, settings.objective == "classify"
-    config = ModelConfig(
-        n=shards.n,
-        v=shards.v,
-        width=model.width,
-        layers=model.layers,
-        heads=model.heads or shards.v,
-        feedforward=model.feedforward or 4 * model.width,
-        dropout=model.dropout,
-        norm=model.norm,
-        objective=settings.objective,
-        pooling=settings.classify.pooling if classify else "none",
-        labels=shards.labels if classify else None,
-    )
-    check_geometry(config, shards)
-    return config
 
 
 def losses(engine: Any, batches: list[Batch], settings: TrainSettings) -> Iterator[Tensor]:
@@ -151,6 +132,8 @@ class Run:
         self.model = Model(self.config)
         if self.config.labels:
             self.model.expect_labels(torch.tensor(self.shards.label_shares()))
+        else:
+            self.model.expect_elements(torch.from_numpy(self.shards.some_rows()))
         self.parameters = sum(p.numel() for p in self.model.parameters())
         if settings.init_from:
             self.say(checkpoint.initialise_from(self.model, settings.init_from))
@@ -170,6 +153,7 @@ class Run:
         self.shards = ShardSet(data.train or "")
         self.eval_shards = ShardSet(data.eval) if data.eval else None
         config = model_config(self.settings, self.shards)
+        check_geometry(config, self.shards)
         if self.eval_shards is not None:
             check_geometry(config, self.eval_shards)
             if config.labels is not None:
@@ -219,16 +203,19 @@ class Run:
         if self.ranks.first:
             self.reporter.write("eval", step, {k: x for k, x in figures.items() if k != "labels"})
 
-    def report(self, step: int, loss: Tensor, norm: Any, tally: Tally) -> None:
-        """A line of metrics for the steps since the last one. All ranks call it together."""
-        amounts = torch.tensor([float(tally.bytes), float(tally.rows)], dtype=torch.float64)
-        amounts = torch.cat([amounts.to(loss.device), loss.detach().double().view(1)])
+    def report(self, step: int, norm: Any, tally: Tally) -> None:
+        """A line of metrics over the steps since the last one. All ranks call it together."""
+        amounts = torch.tensor(
+            [float(tally.bytes), float(tally.rows), float(tally.loss) / tally.steps],
+            dtype=torch.float64,
+            device=self.ranks.device,
+        )
         dist.all_reduce(amounts)
-        text_bytes, rows, mean_loss = amounts.tolist()
+        text_bytes, rows, loss = amounts.tolist()
         seconds = time.perf_counter() - tally.start
-        figures = {"loss": mean_loss}
+        figures = {"loss": loss}
         if self.settings.objective == "mlm":
-            figures["bits_per_byte"] = mean_loss / NATS_PER_BIT
+            figures["bits_per_byte"] = loss / NATS_PER_BIT
         figures |= {
             "lr": learning_rate(self.settings.optim, self.settings.steps, step - 1),
             "grad_norm": None if norm is None else float(norm),
@@ -262,10 +249,11 @@ class Run:
             tally.wait_s += time.perf_counter() - before
             loss, norm = train_step(self.engine, batches, settings, step - 1, self.ranks.world_size)
             tally.steps += 1
+            tally.loss += loss
             tally.bytes += sum(batch.text_bytes for batch in batches)
             tally.rows += sum(len(batch.rows_TV) for batch in batches)
             if step % settings.log_every == 0 or step == last:
-                self.report(step, loss, norm, tally)
+                self.report(step, norm, tally)
                 tally = Tally(time.perf_counter())
             before = time.perf_counter()
             if is_due(step, settings.eval_every, last):

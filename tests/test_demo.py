@@ -106,6 +106,21 @@ def test_import_statements_are_cut_out_and_nothing_else() -> None:
     )
 
 
+def test_long_functions_are_left_out() -> None:
+    source = "import os\ndef short(): return os\ndef long(): return os, '" + 1000 * "x" + "'\n"
+    assert modules_of(source) == {"short": {"os"}}
+
+
+def test_labels_are_the_frequent_public_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_corpus, "MIN_TRAIN_FUNCTIONS", 2)
+    monkeypatch.setattr(demo_corpus, "MAX_LABELS", 2)
+    used = ["re os json", "re os json _io", "re os _io", "re sys"]
+    documents = [Document(f"{k}", f"{k}", frozenset(names.split())) for k, names in enumerate(used)]
+    assert demo_corpus.frequent_labels(documents) == ["os", "re"]
+    monkeypatch.setattr(demo_corpus, "MAX_LABELS", 9)
+    assert demo_corpus.frequent_labels(documents) == ["json", "os", "re"]
+
+
 def test_what_is_not_python_gives_no_functions() -> None:
     assert modules_of("def broken(:") == {}
     assert modules_of("x = '\0'") == {}

@@ -91,3 +91,24 @@ def test_weight_decay_is_for_matrices_only():
     assert any(p is model.encoder.embedding.table for p in plain["params"])
     total = sum(p.numel() for group in (decayed, plain) for p in group["params"])
     assert total == sum(p.numel() for p in model.parameters())
+
+
+def test_predictions_start_at_the_frequency_of_the_elements_in_each_slot():
+    model = Model(dataclasses.replace(CONFIG, objective="mlm", labels=None))
+    rows = np.full((1000, 4), PAD, np.uint8)
+    rows[:, 0] = 97
+    rows[:500, 1] = 98
+    rows[:10] = [DOC, PAD, PAD, PAD]  # is never predicted
+    model.expect_elements(torch.from_numpy(rows))
+    bias = model.head.bias_VE.detach().softmax(-1)
+    assert bias[0, 97] == pytest.approx(991 / (990 + 256))
+    assert bias[1, 98] == pytest.approx(491 / (990 + 256))
+    assert bias[1, PAD] == pytest.approx(501 / (990 + 256))
+    # slot 2 counts the materials of two bytes only: those of one have ended before
+    assert bias[2, PAD] == pytest.approx(491 / (490 + 256))
+
+
+def test_a_classifier_starts_at_the_share_of_each_label():
+    model = Model(CONFIG)
+    model.expect_labels(torch.tensor([0.5, 0.1, 0.0]))
+    assert model.head.labels.bias.sigmoid().tolist() == pytest.approx([0.5, 0.1, 1e-4])
