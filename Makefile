@@ -25,7 +25,9 @@ setup: .venv/ready
 	else \
 	  $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet $(TORCH); \
 	fi
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
+	  > .venv/torch.txt
+	$(BIN)/python -m pip install --quiet --constraint .venv/torch.txt --editable '.[dev]'
 	@touch $@
 
 demo: setup
