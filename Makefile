@@ -28,6 +28,10 @@ setup: .venv/ready
 	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
 	  > .venv/torch.txt
 	$(BIN)/python -m pip install --quiet --constraint .venv/torch.txt --editable '.[dev]'
+	@# In a folder with a space, pip gives plain scripts (deepspeed) a first line that cannot run.
+	@for script in $$(grep -lsIE '^#!/.* .*/python' $(BIN)/*); do \
+	  sed -i "1s|.*|#!/bin/sh\n'''exec' \"\$$(dirname \"\$$0\")/python\" \"\$$0\" \"\$$@\"\n' '''|" "$$script"; \
+	done
 	@touch $@
 
 demo: setup
