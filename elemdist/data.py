@@ -22,6 +22,7 @@ from elemdist.rows import DOC, PAD
 from elemdist.shards import ShardSet
 
 MASK_64 = (1 << 64) - 1
+STEPS_AT_ONCE = 64  # whose sample numbers are worked out together
 
 
 def mix(x: np.ndarray, key: int) -> np.ndarray:
@@ -156,13 +157,18 @@ def training_steps(
     """For every step the micro-batches of this rank, gathered by a thread `ahead` steps ahead."""
 
     def produce() -> Iterator[list[Batch]]:
-        for step in steps:
-            batches = []
-            for places in order.places(step):
-                ids = sample_ids(places, shards.samples, order.seed)
-                rows_BNV, labels_BL = shards.gather(ids)
-                batches.append(unpad(rows_BNV, labels_BL, places))
-            yield batches
+        # Many at once (K steps of P passes): for a single batch the shuffle would cost more than the gather.
+        for first in range(steps.start, steps.stop, STEPS_AT_ONCE):
+            some = range(first, min(first + STEPS_AT_ONCE, steps.stop))
+            places_KPB = np.array([order.places(step) for step in some])
+            ids_KPB = sample_ids(places_KPB.ravel(), shards.samples, order.seed)
+            ids_KPB = ids_KPB.reshape(places_KPB.shape)
+            for places_PB, ids_PB in zip(places_KPB, ids_KPB, strict=True):
+                batches = []
+                for places, ids in zip(places_PB, ids_PB, strict=True):
+                    rows_BNV, labels_BL = shards.gather(ids)
+                    batches.append(unpad(rows_BNV, labels_BL, places))
+                yield batches
 
     ready: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()
