@@ -159,9 +159,9 @@ class TrainSettings:
     def check(self) -> None:
         """Raises UserError on what can be said without looking at the data."""
         if not self.run_dir:
-            raise UserError("train: no run folder; add --run-dir DIR")
+            raise UserError("no run folder; add --run-dir DIR")
         if not self.data.train:
-            raise UserError("train: no training data; add --data.train DIR (from elemdist shard)")
+            raise UserError("no training data; add --data.train DIR (from elemdist shard)")
         for name, value, low in [
             ("steps", self.steps, 1),
             ("model.layers", self.model.layers, 1),

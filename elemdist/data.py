@@ -157,7 +157,7 @@ def training_steps(
     """For every step the micro-batches of this rank, gathered by a thread `ahead` steps ahead."""
 
     def produce() -> Iterator[list[Batch]]:
-        # Many at once (K steps of P passes): for a single batch the shuffle would cost more than the gather.
+        # K steps of P passes at once: batch by batch the shuffle would cost more than the gather.
         for first in range(steps.start, steps.stop, STEPS_AT_ONCE):
             some = range(first, min(first + STEPS_AT_ONCE, steps.stop))
             places_KPB = np.array([order.places(step) for step in some])

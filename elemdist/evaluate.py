@@ -240,7 +240,7 @@ def run(settings: EvalSettings) -> int:
     from elemdist.engine import choose_device, use_threads
 
     if not settings.run or not settings.data:
-        raise UserError("eval: name a run and its data: elemdist eval RUN --data SHARDS")
+        raise UserError("name a run and its data: elemdist eval RUN --data SHARDS")
     if settings.out and not Path(settings.out).resolve().parent.is_dir():
         raise UserError(f"out: the folder of {settings.out} does not exist")
     shards = ShardSet(settings.data)
