@@ -117,6 +117,8 @@ def save(
     engine.save_checkpoint(str(temporary), tag="deepspeed", save_latest=False)
     state = whole_state(engine)
     if ranks.first:
+        for script in temporary.glob("*.py"):  # DeepSpeed adds some; a checkpoint is data
+            script.unlink()
         save_file(state, temporary / "model.safetensors")
         (temporary / "config.json").write_text(json.dumps(engine.module.config.to_json(), indent=2))
     dist.barrier()
@@ -137,9 +139,17 @@ def save(
         shutil.rmtree(folder / name, ignore_errors=True)
         os.rename(temporary, folder / name)
         write_atomically(folder / "latest", name + "\n")
-        for old in sorted(folder.glob("step-*"))[: -settings.keep_last]:
-            shutil.rmtree(old)
+        remove_others(folder, name, settings.keep_last)
     dist.barrier()
+
+
+def remove_others(folder: Path, newest: str, keep: int) -> None:
+    """Keeps `newest` and the `keep` - 1 before it. A later one was passed over at the resume as
+    not whole, so it goes too, and never takes the place of a whole one."""
+    names = sorted(path.name for path in folder.glob("step-*"))
+    place = names.index(newest)
+    for name in names[: max(0, place + 1 - keep)] + names[place + 1 :]:
+        shutil.rmtree(folder / name)
 
 
 def flaw(path: Path) -> str | None:

@@ -162,30 +162,42 @@ class TrainSettings:
             raise UserError("no run folder; add --run-dir DIR")
         if not self.data.train:
             raise UserError("no training data; add --data.train DIR (from elemdist shard)")
-        for name, value, low in [
-            ("steps", self.steps, 1),
-            ("model.layers", self.model.layers, 1),
-            ("model.width", self.model.width, 1),
-            ("model.heads", self.model.heads, 0),
-            ("model.feedforward", self.model.feedforward, 0),
-            ("batch.global_samples", self.batch.global_samples, 1),
-            ("batch.micro_samples", self.batch.micro_samples, 1),
-            ("log_every", self.log_every, 1),
-            ("keep_last", self.keep_last, 1),
-            ("eval_every", self.eval_every, 0),
-            ("checkpoint_every", self.checkpoint_every, 0),
-            ("optim.warmup_steps", self.optim.warmup_steps, 0),
-            ("optim.lr", self.optim.lr, 0.0),
-            ("ranks", self.ranks, 0),
-            ("stop_step", self.stop_step, 0),
-        ]:
-            if value < low:
-                raise UserError(f"{name}: {value} is below {low}, its smallest value")
+        at_least(
+            1,
+            steps=self.steps,
+            log_every=self.log_every,
+            keep_last=self.keep_last,
+            **{
+                "model.layers": self.model.layers,
+                "model.width": self.model.width,
+                "batch.global_samples": self.batch.global_samples,
+                "batch.micro_samples": self.batch.micro_samples,
+            },
+        )
+        at_least(
+            0,
+            eval_every=self.eval_every,
+            checkpoint_every=self.checkpoint_every,
+            ranks=self.ranks,
+            stop_step=self.stop_step,
+            **{
+                "data.eval_samples": self.data.eval_samples,
+                "model.heads": self.model.heads,
+                "model.feedforward": self.model.feedforward,
+                "optim.lr": self.optim.lr,
+                "optim.eps": self.optim.eps,
+                "optim.weight_decay": self.optim.weight_decay,
+                "optim.warmup_steps": self.optim.warmup_steps,
+                "optim.grad_clip": self.optim.grad_clip,
+            },
+        )
         if not 0 < self.mlm.mask_rate <= 1:
             raise UserError(f"mlm.mask_rate: {self.mlm.mask_rate} is not in (0, 1]")
         for name, share in [
             ("model.dropout", self.model.dropout),
             ("classify.mask_rate", self.classify.mask_rate),
+            ("optim.beta1", self.optim.beta1),
+            ("optim.beta2", self.optim.beta2),
         ]:
             if not 0 <= share < 1:
                 raise UserError(f"{name}: {share} is not in [0, 1)")
@@ -209,6 +221,20 @@ class EvalSettings:
     """A label is predicted where its probability reaches this; none: as the run was trained."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
+
+    def check(self) -> None:
+        """Raises UserError on what can be said without looking at the data."""
+        if not self.run or not self.data:
+            raise UserError("name a run and its data: elemdist eval RUN --data SHARDS")
+        at_least(1, micro_samples=self.micro_samples)
+        at_least(0, samples=self.samples)
+
+
+def at_least(low: int, **values: float) -> None:
+    """Raises UserError on a setting below its smallest value."""
+    for name, value in values.items():
+        if value < low:
+            raise UserError(f"{name}: {value} is below {low}, its smallest value")
 
 
 def accumulation_steps(batch: BatchSettings, world_size: int) -> int:

@@ -239,8 +239,9 @@ def run(settings: EvalSettings) -> int:
     from elemdist import checkpoint
     from elemdist.engine import choose_device, use_threads
 
-    if not settings.run or not settings.data:
-        raise UserError("name a run and its data: elemdist eval RUN --data SHARDS")
+    settings.check()
+    assert settings.run is not None
+    assert settings.data is not None
     if settings.out and not Path(settings.out).resolve().parent.is_dir():
         raise UserError(f"out: the folder of {settings.out} does not exist")
     shards = ShardSet(settings.data)

@@ -4,6 +4,7 @@ import pytest
 
 from elemdist.config import (
     BatchSettings,
+    EvalSettings,
     OptimSettings,
     TrainSettings,
     accumulation_steps,
@@ -38,6 +39,9 @@ def test_learning_rate_rises_linearly_and_falls_as_asked(decay, middle, end):
         ({"run_dir": None}, "--run-dir"),
         ({"steps": 0}, "steps: 0"),
         ({"keep_last": 0}, "keep_last"),
+        ({"optim": OptimSettings(beta1=2)}, r"optim\.beta1: 2"),
+        ({"optim": OptimSettings(eps=-1)}, r"optim\.eps: -1"),
+        ({"optim": OptimSettings(grad_clip=-1)}, r"optim\.grad_clip: -1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(change, expected):
@@ -45,3 +49,9 @@ def test_settings_that_cannot_work_are_refused(change, expected):
     settings.data.train = "d"
     with pytest.raises(UserError, match=expected):
         settings.check()
+
+
+@pytest.mark.parametrize("change", [{"micro_samples": 0}, {"samples": -1}, {"data": None}])
+def test_evaluation_settings_that_cannot_work_are_refused(change):
+    with pytest.raises(UserError, match=next(iter(change))):
+        EvalSettings(**{"run": "r", "data": "d", **change}).check()

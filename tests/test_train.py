@@ -83,9 +83,15 @@ def test_a_corrupt_checkpoint_is_passed_over_with_a_line_that_says_so(packed, tm
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    out = train(run, packed, *options, "--stop-step", "9", "--resume", ranks=1)
+    short = ["--stop-step", "4", "--resume", "--keep-last", "1"]
+    out = train(run, packed, *options, *short, ranks=1)
+    # the new one stays, not the damaged one of a later step
+    assert [p.name for p in (run / "checkpoints").glob("step-*")] == ["step-00000004"]
+    assert not list(run.rglob("*.py"))
     assert "does not have the bytes that were written; taking the one before" in out
     assert "resumed after step 3" in out
+    out = train(run, packed, *options, "--stop-step", "9", "--resume", ranks=1)
+    assert "resumed after step 4" in out
     assert sorted(metrics(run)) == list(range(1, 10))
     assert sorted(p.name for p in (run / "checkpoints").glob("step-*"))[-1] == "step-00000009"
 
