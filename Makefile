@@ -1,5 +1,6 @@
 # make demo    the main job, end to end, in a few minutes
 # make test    the tests
+# make test-cluster    those on a real SLURM, which it installs (Debian, Ubuntu; as root)
 # make lint    style, formatting and types
 # make setup   the virtual environment .venv that all of these stand on
 #
@@ -9,7 +10,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0 torchvision==0.28.0
 BIN := .venv/bin
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test test-cluster lint format clean
 
 setup: .venv/ready
 
@@ -38,7 +39,11 @@ demo: setup
 	$(BIN)/python -m elemdist.demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/cluster
+
+test-cluster: setup
+	tests/cluster/install.sh
+	$(BIN)/python -m pytest tests/cluster
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""One line of JSON Lines: its text and its labels, or what is wrong with it."""
+"""One line of JSON Lines: its text, labels and id, or what is wrong with it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any
 
 import orjson
 
-from elemdist.errors import nearest
+from data_prep.settings import InputSettings
+from data_prep.values import RecordError, id_of, kind, labels_of, missing
 
 REPLACEMENT = "\ufffd"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-FIELDS_NAMED = 12  # in an error; a record can have hundreds
 
-
-class RecordError(Exception):
-    """A line that is not a record as the settings describe it; the message says why."""
+Record = tuple[bytes, list[str], str]  # text, labels, id; none and "" where they are not asked for
 
 
 class InvalidTextError(Exception):
@@ -31,40 +29,48 @@ class Parser:
     """Takes lines apart.
 
     Args:
-        text_field: the field that holds the text. labels_field: the one that holds the labels, a
-            list, or one, of strings or integers; None for no labels.
+        settings: which fields hold the text, the labels and the id.
     """
 
-    def __init__(self, text_field: str, labels_field: str | None) -> None:
-        self._text_field, self._labels_field = text_field, labels_field
+    def __init__(self, settings: InputSettings) -> None:
+        self._text_field, self._labels_field = settings.text_field, settings.labels_field
+        self._id_field, self._separator = settings.id_field, settings.labels_separator
 
-    def __call__(self, line: bytes) -> tuple[bytes, list[str]] | None:
-        """The UTF-8 text and the labels of a line; None for a blank one.
+    def block(self, lines: list[bytes]) -> tuple[list[bytes], list[list[str]], list[str]] | None:
+        """Texts, labels and ids of lines that are all good; None if one is not, or blank."""
+        field = self._text_field
+        try:
+            if self._labels_field is None and self._id_field is None:
+                return [orjson.loads(line)[field].encode() for line in lines], [], []
+            records = [orjson.loads(line) for line in lines]
+            texts = [record[field].encode() for record in records]
+            labels = [] if self._labels_field is None else [self._labels(r) for r in records]
+            ids = [] if self._id_field is None else [self._id(r) for r in records]
+        except (ValueError, TypeError, KeyError, AttributeError, RecordError):
+            return None  # whatever is wrong, line by line it is found out
+        return texts, labels, ids
+
+    def __call__(self, line: bytes) -> Record | None:
+        """Text, labels and id of a line; None for a blank one.
 
         Raises:
             RecordError: no JSON object, or one without the fields.
             InvalidTextError: invalid UTF-8, or half of a surrogate pair.
         """
-        if self._labels_field is None:
-            try:  # most lines of most corpora; whatever is wrong, the careful way below finds out
-                return orjson.loads(line)[self._text_field].encode(), []
-            except (ValueError, TypeError, KeyError, AttributeError):
-                pass
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError as error:
             if not line.strip():
                 return None
             record = _read_again(line, str(error))
-        text = self._text(record)
-        labels = [] if self._labels_field is None else self._labels(record)
-        try:
-            return text.encode(), labels
-        except UnicodeEncodeError as error:
-            code = ord(text[error.start])
-            raise InvalidTextError(0, f"half of a surrogate pair, \\u{code:04x}") from None
+        text, labels, id = self._parts(record)
+        for value in (text, *labels, id):
+            half = LONE_SURROGATE.search(value)
+            if half:
+                raise InvalidTextError(0, f"half of a surrogate pair, \\u{ord(half.group()):04x}")
+        return text.encode(), labels, id
 
-    def mended(self, line: bytes) -> tuple[bytes, list[str]]:
+    def mended(self, line: bytes) -> Record:
         """The same of a line with invalid text, with U+FFFD for all that is invalid.
 
         Raises:
@@ -74,37 +80,31 @@ class Parser:
             record = json.loads(line.decode(errors="replace"))
         except (ValueError, RecursionError) as error:
             raise RecordError(f"not valid JSON ({error})") from None
-        text = LONE_SURROGATE.sub(REPLACEMENT, self._text(record))
-        labels = [] if self._labels_field is None else self._labels(record)
-        return text.encode(), [LONE_SURROGATE.sub(REPLACEMENT, label) for label in labels]
+        text, labels, id = self._parts(record)
+        text, id = (LONE_SURROGATE.sub(REPLACEMENT, value) for value in (text, id))
+        return text.encode(), [LONE_SURROGATE.sub(REPLACEMENT, label) for label in labels], id
 
-    def _text(self, record: Any) -> str:
+    def _parts(self, record: Any) -> tuple[str, list[str], str]:
         text = self._field(record, self._text_field, "text_field")
         if not isinstance(text, str):
-            raise RecordError(f"field '{self._text_field}' holds {_kind(text)}, not a string")
-        return text
+            raise RecordError(f"field '{self._text_field}' holds {kind(text)}, not a string")
+        labels = [] if self._labels_field is None else self._labels(record)
+        return text, labels, "" if self._id_field is None else self._id(record)
 
     def _labels(self, record: Any) -> list[str]:
         field = self._labels_field or ""
         value = self._field(record, field, "labels_field")
-        labels = value if isinstance(value, list) else [value]
-        for label in labels:
-            if isinstance(label, bool) or not isinstance(label, (str, int)):
-                raise RecordError(
-                    f"field '{field}' holds {_kind(label)}: labels are strings or integers"
-                )
-        return [str(label) for label in labels]
+        return labels_of(value, self._separator, f"field '{field}'")
+
+    def _id(self, record: Any) -> str:
+        field = self._id_field or ""
+        return id_of(self._field(record, field, "id_field"), f"field '{field}'")
 
     def _field(self, record: Any, field: str, setting: str) -> Any:
         if not isinstance(record, dict):
-            raise RecordError(f"holds {_kind(record)}, not an object with fields")
+            raise RecordError(f"holds {kind(record)}, not an object with fields")
         if field not in record:
-            names = ", ".join(list(record)[:FIELDS_NAMED]) or "none"
-            more = ", ..." if len(record) > FIELDS_NAMED else ""
-            raise RecordError(
-                f"no field '{field}' (its fields: {names}{more}){nearest(field, record)} "
-                f"Set --input.{setting.replace('_', '-')}"
-            )
+            raise RecordError(missing(field, list(record), setting))
         return record[field]
 
 
@@ -116,11 +116,3 @@ def _read_again(line: bytes, complaint: str) -> Any:
         raise InvalidTextError(error.start, f"byte 0x{line[error.start]:02x}") from None
     except (ValueError, RecursionError):
         raise RecordError(f"not valid JSON ({complaint})") from None
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
-    if value is None:
-        return "null"
-    return names.get(type(value), "a number")

@@ -25,9 +25,10 @@ from elemdist.rows import DOC, PAD, SEP
 SPACE = ord(" ")
 WINDOW = 4096  # bytes whose marks become positions at a time: they stay in the fastest cache
 
-# Places in the packer's state: document, byte (-1: not begun), is it split; sample, row of it.
-AT_DOCUMENT, AT_BYTE, AT_SPLIT, AT_SAMPLE, AT_ROW = range(5)
-STATE_SIZE = 5
+# Places in the packer's state: document, byte (-1: not begun), is it split, is its end being
+# dropped; sample, row of it.
+AT_DOCUMENT, AT_BYTE, AT_SPLIT, AT_DROPPING, AT_SAMPLE, AT_ROW = range(6)
+STATE_SIZE = 6
 # Places in the packer's counts.
 SEPARATORS, SPLIT, TRUNCATED, DROPPED_BYTES, PADDING_ROWS = range(5)
 COUNTS_SIZE = 5
@@ -194,10 +195,11 @@ def put_rows(data, bounds, count, v, flat, at):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def cut_rows(data, marks, i, end, v, anywhere, room, found, bounds):  # type: ignore[no-untyped-def]
+def cut_rows(data, marks, i, end, v, anywhere, hold, room, found, bounds):  # type: ignore[no-untyped-def]
     """Finds the rows of the next WINDOW bytes of data[i:end], at most `room` of them.
 
     Args:
+        hold: what the data end with may go on behind them, so its row is not made yet.
         found: (WINDOW + 1,) int64, overwritten.
         bounds: (WINDOW + 1,) int64, the result: row k is data[bounds[k]:bounds[k + 1]].
 
@@ -212,7 +214,7 @@ def cut_rows(data, marks, i, end, v, anywhere, room, found, bounds):  # type: ig
     next_mark = 0
     while next_mark <= count and rows < room:
         # What ends with the window may go on behind it, so it waits for the next one.
-        if next_mark == count and stop < end and stop - i <= v:
+        if next_mark == count and (stop < end or hold) and stop - i <= v:
             break
         i = row_end(data, i, found[next_mark], v, anywhere)
         next_mark += i == found[next_mark]
@@ -223,7 +225,21 @@ def cut_rows(data, marks, i, end, v, anywhere, room, found, bounds):  # type: ig
 
 @compiled
 def pack(  # type: ignore[no-untyped-def]
-    data, starts, ends, bitmaps, marks, state, counts, block, n, v, anywhere, packed, truncate
+    data,
+    starts,
+    ends,
+    bitmaps,
+    marks,
+    state,
+    counts,
+    block,
+    n,
+    v,
+    anywhere,
+    packed,
+    truncate,
+    unfinished,
+    hold,
 ):
     """Writes documents as rows into a block of samples, until the block or the documents end.
 
@@ -237,16 +253,20 @@ def pack(  # type: ignore[no-untyped-def]
         anywhere: a row may end within a character.
         packed: documents back to back, else one document a sample. truncate: drop what a sample
             cannot hold, else go on in the next sample behind a SEP row.
+        unfinished: the last document goes on with the next call's data. hold: so may its last row.
 
     Returns:
-        None. The block is full when state[AT_SAMPLE] is its length; else all documents are written.
+        None. The block is full when state[AT_SAMPLE] is its length; else all documents are
+        written, of an unfinished one all but the bytes from state[AT_BYTE] on.
     """
     d, i, s, r = state[AT_DOCUMENT], state[AT_BYTE], state[AT_SAMPLE], state[AT_ROW]
     head = bitmaps.shape[1]
     flat = block.reshape(-1)
     found, bounds = np.empty(WINDOW + 1, np.int64), np.empty(WINDOW + 1, np.int64)
     while d < len(starts):
-        if r == n:
+        end, more = ends[d], unfinished and d == len(starts) - 1
+        # A full sample ends only when something follows, which is seen late in an unfinished one.
+        if r == n and (i < 0 or (i < end and not truncate)):
             s, r = s + 1, 0
         if s == len(block):
             break
@@ -257,28 +277,32 @@ def pack(  # type: ignore[no-untyped-def]
         if i < 0:
             put_symbol(flat, sample + r * v, v, DOC)
             i, r = starts[d], r + 1
-            state[AT_SPLIT] = 0
+            state[AT_SPLIT] = state[AT_DROPPING] = 0
         elif r == 0 and not packed:
             put_symbol(flat, sample, v, SEP)
             counts[SEPARATORS] += 1
             counts[SPLIT] += 1 - state[AT_SPLIT]
             state[AT_SPLIT] = 1
             r = 1
-        end = ends[d]
-        while i < end and r < n:
-            rows = cut_rows(data, marks, i, end, v, anywhere, n - r, found, bounds)
+        held = False
+        while i < end and r < n and not held:
+            rows = cut_rows(data, marks, i, end, v, anywhere, more and hold, n - r, found, bounds)
             put_rows(data, bounds, rows, v, flat, sample + r * v)
             i, r = bounds[rows], r + rows
-        if i < end and truncate:
-            counts[TRUNCATED] += 1
+            held = rows == 0
+        if i < end and r == n and truncate:
+            counts[TRUNCATED] += 1 - state[AT_DROPPING]
             counts[DROPPED_BYTES] += end - i
+            state[AT_DROPPING] = 1
             i = end
+        if more and (held or i >= end):
+            break
         if i >= end:
             d, i = d + 1, -1
             if not packed:
                 flat[sample + r * v : sample + n * v] = PAD
                 counts[PADDING_ROWS] += n - r
                 s, r = s + 1, 0
-    if r == n and s < len(block):
+    if r == n and s < len(block) and i < 0:
         s, r = s + 1, 0
     state[AT_DOCUMENT], state[AT_BYTE], state[AT_SAMPLE], state[AT_ROW] = d, i, s, r

@@ -3,45 +3,51 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
+import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from data_prep.classes import CLASSES_VERSION
-from data_prep.mds import write_file
+from data_prep.journal import STDIN_COPY
+from data_prep.plan import FREE, Done, Job
+from data_prep.segment import segmenter_versions
 from data_prep.settings import ShardSettings
-from data_prep.work import Converted
+from data_prep.store import Store
 from elemdist import __version__
+from elemdist.remote import public
 
 FORMAT, FORMAT_VERSION = "elemdist-shards", 1
-LIBRARIES = ("numpy", "numba", "orjson", "zstandard", "xxhash")
-# What the shards do not depend on stays out: the same input gives the same manifest.
-LEFT_OUT = ("out", "processes", "quiet")
+LIBRARIES = ("numpy", "numba", "orjson", "zstandard", "xxhash", "pyarrow")
 
 
 def manifest_of(
-    settings: ShardSettings, names: tuple[str, ...] | None, results: list[Converted]
+    settings: ShardSettings,
+    jobs: list[Job],
+    done: list[Done],
+    folder: str,
+    rejects: int,
+    more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest of one set.
 
     Args:
-        names: label names in the order of their bits, or None for a set without labels.
-        results: what each item gave to this set, in order.
+        jobs, done: the work items and what each gave, in order. folder: the set's.
+        rejects: documents that the whole run left out for errors. more: further entries.
     """
+    names = jobs[0].names
     counts: Counter[str] = Counter()
     label_counts: Counter[str] = Counter()
-    for result in results:
-        counts.update(result.counts)
-        label_counts.update(result.label_counts)
-    made = asdict(settings)
-    for key in LEFT_OUT:
-        del made[key]
-    slots = counts["samples"] * settings.n * settings.v
-    used = counts["text_bytes"] - counts["dropped_bytes"]
-    used += counts["documents"] + counts["separator_rows"]
+    sources = []
+    for job, one in zip(jobs, done, strict=True):
+        part = one.sets[folder]
+        counts.update(part.counts)
+        label_counts.update(part.label_counts)
+        if part.counts["documents"] or len(one.sets) == 1:
+            sources += sources_of(job, one)
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -53,17 +59,45 @@ def manifest_of(
         "labels": None if names is None else list(names),
         "label_counts": None if names is None else {name: label_counts[name] for name in names},
         "counts": {name: counts[name] for name in sorted(counts)},
-        "padding_share": round(1 - used / slots, 6) if slots else 0.0,
-        "sources": [source for result in results for source in result.sources],
-        "libraries": libraries(),
+        "rejected_documents": rejects,
+        "padding_share": padding_share(counts, settings.n, settings.v),
+        "sources": sources,
+        "libraries": libraries() | segmenter_versions(settings.segmenter, settings.tokenizer),
         "classes_version": CLASSES_VERSION,
-        "settings": made,
+        "settings": {key: value for key, value in asdict(settings).items() if key not in FREE},
+        **(more or {}),
     }
+
+
+def sources_of(job: Job, done: Done) -> list[dict[str, Any]]:
+    """What an item read, and its digests."""
+    return [
+        {
+            "path": "-" if part.source.path.endswith(STDIN_COPY) else public(part.source.path),
+            "start": part.start,
+            "end": part.end,
+            "size": part.source.size,
+            "xxh3_128": digest,
+        }
+        for part, digest in zip(job.item.parts, done.digests, strict=True)
+    ]
+
+
+def padding_share(counts: Mapping[str, int], n: int, v: int) -> float:
+    """The share of the slots of all samples that hold no byte of text and no symbol."""
+    slots = counts["samples"] * n * v
+    used = counts["text_bytes"] - counts["dropped_bytes"]
+    used += counts["documents"] + counts["separator_rows"]
+    return round(1 - used / slots, 6) if slots else 0.0
 
 
 def libraries() -> dict[str, str]:
     """The version of everything that the shards could depend on."""
-    found = {"elemdist": __version__, "python": platform.python_version()}
+    found = {
+        "elemdist": __version__,
+        "python": platform.python_version(),
+        "unicode": unicodedata.unidata_version,
+    }
     for name in LIBRARIES:
         try:
             found[name] = version(name)
@@ -72,11 +106,11 @@ def libraries() -> dict[str, str]:
     return found
 
 
-def write_manifest(folder: str, manifest: dict[str, Any]) -> None:
+def write_manifest(store: Store, manifest: dict[str, Any]) -> None:
     """Writes manifest.json.
 
     Raises:
         UserError: the disk is full, or the file cannot be written.
     """
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    write_file(os.path.join(folder, "manifest.json"), text.encode())
+    store.write("manifest.json", text.encode("utf-8", "surrogatepass"), flush=True)

@@ -7,20 +7,19 @@ endian), the columns as JSON, then all samples as one contiguous C-ordered matri
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import hashlib
 import json
-import os
-import shutil
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from elemdist.errors import UserError
+from data_prep.store import Store
+from elemdist.compression import compress, extension
+from elemdist.errors import UserError, nearest
 
-HASH = "xxh3_128"
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DEFAULT_HASH = "xxh3_128"
+XX_HASHES = ("xxh32", "xxh64", "xxh128", "xxh3_64", "xxh3_128")
 
 
 def columns_of(n: int, v: int, labels: int) -> list[tuple[str, str, int]]:
@@ -30,6 +29,35 @@ def columns_of(n: int, v: int, labels: int) -> list[tuple[str, str, int]]:
         bitmap_bytes = (labels + 7) // 8
         columns.append(("labels", f"ndarray:uint8:{bitmap_bytes}", bitmap_bytes))
     return sorted(columns)
+
+
+def hash_names(text: str) -> list[str]:
+    """The hashes that a setting names between commas, as hashlib and xxhash call them.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    known = sorted(set(XX_HASHES) | {n for n in hashlib.algorithms_guaranteed if "shake" not in n})
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"hashes: unknown '{name}'{nearest(name, known)}; known are {', '.join(known)}"
+            )
+    return names
+
+
+def new_digest(algorithm: str) -> Any:
+    """A hash object, with update() and hexdigest()."""
+    return getattr(xxhash, algorithm)() if algorithm in XX_HASHES else hashlib.new(algorithm)
+
+
+def digest_of(algorithm: str, *parts: bytes | memoryview) -> str:
+    """The hexadecimal hash of parts that belong together."""
+    digest = new_digest(algorithm)
+    for part in parts:
+        digest.update(part)
+    return str(digest.hexdigest())
 
 
 class MdsWriter:
@@ -45,20 +73,35 @@ class MdsWriter:
     """
 
     def __init__(
-        self, folder: str, prefix: str, *, n: int, v: int, labels: int, size_limit: int
+        self,
+        store: Store,
+        prefix: str,
+        *,
+        n: int,
+        v: int,
+        labels: int,
+        size_limit: int,
+        compression: str | None = None,
+        hashes: tuple[str, ...] = (DEFAULT_HASH,),
     ) -> None:
         """Prepares to write; touches no file.
+
+        Args:
+            n, v: rows of a sample, bytes of a row. labels: how many label names there are.
+            size_limit: bytes of a full shard, uncompressed.
+            compression: as ShardSettings.compression. hashes: of each file, for the index.
 
         Raises:
             UserError: a shard of size_limit bytes cannot hold a single sample.
         """
         columns = columns_of(n, v, labels)
-        self._folder, self._prefix = folder, prefix
+        self._store, self._prefix = store, prefix
+        self._compression, self._hashes = compression, hashes
         self._config: dict[str, Any] = {
             "version": 2,
             "format": "mds",
-            "compression": None,
-            "hashes": [HASH],
+            "compression": compression,
+            "hashes": list(hashes),
             "size_limit": size_limit,
             "column_names": [name for name, _, _ in columns],
             "column_encodings": [encoding for _, encoding, _ in columns],
@@ -92,58 +135,34 @@ class MdsWriter:
             ]
         )
         basename = f"{self._prefix}.{len(self.shards):05d}.mds"
-        write_file(os.path.join(self._folder, basename), header, block.data, flush=False)
-        digest = xxhash.xxh3_128(header)
-        digest.update(block.data)
-        info = {
-            "basename": basename,
-            "bytes": int(offsets[-1]),
-            "hashes": {HASH: digest.hexdigest()},
-        }
-        self.shards.append({"samples": samples, "raw_data": info, "zip_data": None} | self._config)
+        raw = self._info(basename, header, block.data)
+        packed = None
+        if self._compression is None:
+            self._store.write(basename, header, block.data)
+        else:
+            content = compress(self._compression, b"".join([header, block.data]))
+            packed = self._info(f"{basename}.{extension(self._compression)}", content)
+            self._store.write(packed["basename"], content)
+        entry = {"samples": samples, "raw_data": raw, "zip_data": packed}
+        self.shards.append(entry | self._config)
+
+    def _info(self, basename: str, *parts: bytes | memoryview) -> dict[str, Any]:
+        size = sum(memoryview(part).nbytes for part in parts)
+        hashes = {name: digest_of(name, *parts) for name in self._hashes}
+        return {"basename": basename, "bytes": size, "hashes": hashes}
 
 
-def write_file(path: str, *parts: bytes | memoryview, flush: bool = True) -> None:
-    """Writes a file under a temporary name, flushes it to the disk, and gives it its name.
-
-    Raises:
-        UserError: the disk is full, or the file cannot be written; nothing is left of it.
-    """
-    temporary = f"{path}.tmp"
-    needed = sum(memoryview(part).nbytes for part in parts)
-    try:
-        with open(temporary, "wb", buffering=0) as file:
-            for part in parts:
-                rest = memoryview(part).cast("B")
-                while rest:  # one write call takes at most 2 GiB
-                    rest = rest[file.write(rest) :]
-            if flush:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise write_error(path, needed, error) from error
+def stored(entry: dict[str, Any]) -> dict[str, Any]:
+    """Of an entry of index.json: basename, bytes and hashes of the file that is stored."""
+    found: dict[str, Any] = entry["zip_data"] or entry["raw_data"]
+    return found
 
 
-def write_error(path: str, needed: int, error: OSError) -> UserError:
-    """What a user is told when `needed` bytes could not be written to `path`."""
-    if error.errno not in OUT_OF_SPACE:
-        return UserError(f"cannot write {path}: {error.strerror}")
-    folder = os.path.dirname(path) or "."
-    free = shutil.disk_usage(folder).free if os.path.isdir(folder) else 0
-    needs = f"the file needs {needed:,} bytes" if needed else "it needs more"
-    return UserError(
-        f"no space for {path}: {error.strerror}; {needs} and the disk has {free:,} bytes free. "
-        f"Nothing incomplete is left behind: make room and run again"
-    )
-
-
-def write_index(folder: str, shards: list[dict[str, Any]]) -> None:
+def write_index(store: Store, shards: list[dict[str, Any]]) -> None:
     """Writes index.json, which makes the shards of the folder a set. Comes last of all.
 
     Raises:
         UserError: the disk is full, or the file cannot be written.
     """
     text = json.dumps({"version": 2, "shards": shards}, sort_keys=True)
-    write_file(os.path.join(folder, "index.json"), text.encode())
+    store.write("index.json", text.encode(), flush=True)

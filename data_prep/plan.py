@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from data_prep.documents import Part, Source
 from data_prep.settings import MIB, ShardSettings
-from data_prep.sources import READ_BYTES, Part, Source
 from elemdist.errors import UserError
 
 PACKED_WEIGHT = 4  # text unpacks to about so many times its compressed size
+# What the shards do not depend on: a run can go on with other values of these.
+FREE = ("out", "processes", "part", "restart", "quiet", "on_error")
 
 
 @dataclass(frozen=True)
@@ -24,30 +30,68 @@ class Item:
 
     @property
     def size(self) -> int:
-        """Raw bytes to read."""
-        return sum(part.end - part.start for part in self.parts)
+        """Stored bytes to read."""
+        return sum(part.weight for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One item to convert, and where its documents go.
+
+    Attributes:
+        names: label names in the order of their bits; None for shards without labels.
+        sets: folders of the sets within the output; "" is the output itself.
+        dropped: packed bits, a one for each document of the item to leave out as a duplicate.
+        first: how many of the others go to the first set (all else to the second); None unless
+            documents are held out by their place.
+    """
+
+    item: Item
+    names: tuple[str, ...] | None
+    sets: tuple[str, ...] = ("",)
+    dropped: bytes | None = None
+    first: int | None = None
+
+
+@dataclass
+class SetPart:
+    """What one item gave to one set: entries of index.json, and counts for the manifest."""
+
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    label_counts: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Done:
+    """A converted item, as the journal keeps it.
+
+    Attributes:
+        item: its number. digests: xxh3_128 of what was read of each part.
+        sets: folder of a set -> what it got. rejects: how many documents were left out for errors.
+    """
+
+    item: int
+    digests: list[str]
+    sets: dict[str, SetPart]
+    rejects: int = 0
 
 
 def make_items(sources: list[Source], settings: ShardSettings) -> list[Item]:
-    """Cuts large files of lines at line ends, and gathers small files, to about item_mb each.
-
-    Compressed files and files that are one document or blocks of lines stay whole.
+    """Cuts large sources, and gathers small ones, to about item_mb each.
 
     Raises:
         UserError: a file cannot be read.
     """
+    from data_prep.sources import cut
+
     limit = settings.item_mb * MIB
     items: list[Item] = []
     held: list[Part] = []
     weight = 0
     for source in sources:
-        lines = source.format == "jsonl" or settings.input.document == "line"
-        if lines and not source.compression and source.size > limit:
-            parts = cut_lines(source, limit)
-        else:
-            parts = [Part(source, 0, source.size)]
-        for part in parts:
-            more = (part.end - part.start) * (PACKED_WEIGHT if source.compression else 1)
+        for part in cut(source, limit, settings.input):
+            more = part.weight * (PACKED_WEIGHT if source.compression else 1)
             if held and weight + more > limit:
                 items.append(Item(len(items), tuple(held)))
                 held, weight = [], 0
@@ -58,30 +102,59 @@ def make_items(sources: list[Source], settings: ShardSettings) -> list[Item]:
     return items
 
 
-def cut_lines(source: Source, limit: int) -> list[Part]:
-    """Parts of a plain file that each end behind the first newline at or after `limit` bytes.
+class Plan:
+    """What a run does, for comparing it with another run.
 
-    Raises:
-        UserError: the file cannot be read.
+    Attributes:
+        settings: those that the shards depend on. sources: what is read.
+        digest: hash of both, and of how the input is cut.
     """
-    parts = []
-    start = 0
-    try:
-        with open(source.path, "rb", buffering=0) as file:
-            while source.size - start > limit:
-                end = start + limit - 1
-                file.seek(end)
-                while chunk := file.read(READ_BYTES):
-                    newline = chunk.find(b"\n")
-                    if newline >= 0:
-                        end += newline + 1
-                        break
-                    end += len(chunk)
-                end = min(end, source.size)
-                parts.append(Part(source, start, end))
-                start = end
-    except OSError as error:
-        raise UserError(f"cannot read {source.path}: {error.strerror}") from error
-    if start < source.size:
-        parts.append(Part(source, start, source.size))
-    return parts
+
+    def __init__(self, settings: ShardSettings, items: list[Item]) -> None:
+        self.settings = {key: value for key, value in asdict(settings).items() if key not in FREE}
+        found = {part.source.path: part.source for item in items for part in item.parts}
+        self.sources = [asdict(source) for source in found.values()]
+        parts = [
+            [item.number, part.source.path, part.start, part.end]
+            for item in items
+            for part in item.parts
+        ]
+        text = json.dumps([self.settings, self.sources, parts], sort_keys=True)
+        self.digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    def to_json(self) -> bytes:
+        """The plan as it is kept."""
+        content = {"settings": self.settings, "sources": self.sources, "digest": self.digest}
+        return json.dumps(content, indent=1).encode()
+
+    def compare(self, kept: dict[str, Any], out: str) -> None:
+        """Compares with what an earlier run kept.
+
+        Raises:
+            UserError: the settings or the input are others.
+        """
+        hint = "give the same ones to go on there, or --restart to throw that work away"
+        for key, value in self.settings.items():
+            if kept["settings"].get(key) != value:
+                raise UserError(
+                    f"{out} holds an unfinished run with {key} {_short(kept['settings'].get(key))} "
+                    f"instead of {_short(value)}: {hint}"
+                )
+        before = {source["path"]: source for source in kept["sources"]}
+        now = {source["path"]: source for source in self.sources}
+        for path in [*before, *now]:
+            if path not in now or path not in before:
+                what = "lacks now" if path in before else "did not have"
+                raise UserError(f"{path} is input that the unfinished run in {out} {what}: {hint}")
+            if before[path] != now[path]:
+                raise UserError(
+                    f"{path} changed since the unfinished run in {out} began: "
+                    f"--restart throws that work away and begins anew"
+                )
+        if kept["digest"] != self.digest:
+            raise UserError(f"{out} holds an unfinished run of another plan: --restart begins anew")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:57] + "..."

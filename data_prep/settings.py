@@ -7,12 +7,17 @@ from typing import Any, Literal, get_args
 
 from elemdist.errors import UserError, nearest
 
-Format = Literal["auto", "text", "jsonl"]
+Format = Literal[
+    "auto", "text", "jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "tar", "mds"
+]
 Document = Literal["file", "line", "block"]
-Segmenter = Literal["word", "char", "byte"]
+Segmenter = Literal["word", "char", "byte", "uax29", "sentence", "subword"]
 Packing = Literal["document", "packed"]
 Overlong = Literal["split", "truncate"]
-OnInvalid = Literal["error", "replace", "skip"]
+OnInvalid = Literal["error", "replace"]
+OnError = Literal["stop", "skip"]
+Dedup = Literal["off", "exact", "normalized"]
+SplitBy = Literal["bytes", "id"]
 
 MIB = 1 << 20
 
@@ -22,20 +27,37 @@ class InputSettings:
     """How the input files are read."""
 
     format: Format = "auto"
-    """jsonl (one JSON object a line), text, or auto: by the file name (.jsonl .ndjson .json; .txt
-    .text .md .rst). Both also compressed, as .gz or .zst. Of a folder, auto takes *.jsonl and
-    *.txt, jsonl takes *.jsonl *.ndjson *.json, text takes every file that is not hidden."""
+    """auto: by the file name (.jsonl .ndjson .json; .txt .text .md .rst; .csv; .tsv; .parquet;
+    .arrow .feather; .tar .tgz), and a folder that Hugging Face datasets saved, or that holds MDS
+    shards, by its content. text, jsonl, csv, tsv and tar also compressed: .gz .zst .xz .bz2. Of a
+    folder, auto takes every file whose name tells, text every file that is not hidden."""
 
     document: Document = "file"
     """What is one document of a text file: the whole file, each line (without its newline), or
     each block of lines between blank lines (without the newline of its last line)."""
 
     text_field: str = "text"
-    """The field of a JSON record that holds its text."""
+    """The field or column of a record that holds its text."""
 
     labels_field: str | None = None
-    """The field of a JSON record that holds its labels: a list, or one, of strings or integers.
+    """The field or column that holds a record's labels: a list, or one, of strings or integers.
     Not set: the shards carry no labels."""
+
+    labels_separator: str | None = None
+    """What stands between the labels where a column holds them as one string, as in CSV."""
+
+    id_field: str | None = None
+    """The field or column that holds a record's id, for split_by id."""
+
+    members: str = "*"
+    """Which members of a tar file are documents: a pattern for their names."""
+
+    max_document_mb: int = 4096
+    """MiB of the largest document that is taken; a larger one is an error (see on_error)."""
+
+    max_record_mb: int = 128
+    """MiB of the largest record of a format that holds records in memory (a line of JSON, a row
+    of CSV or Parquet). Text files and tar members stream, whatever their size."""
 
 
 @dataclass
@@ -43,10 +65,12 @@ class ShardSettings:
     """Convert text into shards of byte rows, ready for training."""
 
     inputs: list[str]
-    """Files, folders (searched in depth, in sorted order) and globs."""
+    """Files, folders (searched in depth, in sorted order), globs, URLs of object stores
+    (s3://bucket/folder), or - for standard input."""
 
     out: str
-    """The folder to write: missing or empty."""
+    """The folder to write, or its URL in an object store: missing, empty, or unfinished by the
+    same command, which then goes on."""
 
     input: InputSettings = field(default_factory=InputSettings)
     """How the input files are read."""
@@ -58,7 +82,11 @@ class ShardSettings:
     """Elements (bytes) that a material holds; a longer one goes on in the next row."""
 
     segmenter: Segmenter = "word"
-    """What a material is: word, char (one character) or byte (v bytes)."""
+    """What a material is: word, char (one character), byte (v bytes), uax29 (a word of Unicode's
+    rules), sentence, or subword (a token of the tokenizer)."""
+
+    tokenizer: str | None = None
+    """The file of the subword segmenter: any tokenizer.json of the tokenizers library."""
 
     packing: Packing = "document"
     """document: one document a sample; packed: documents back to back, nothing dropped, only the
@@ -69,17 +97,22 @@ class ShardSettings:
     (truncate). Only for packing document."""
 
     on_invalid: OnInvalid = "error"
-    """Text that is not valid UTF-8: stop with an error, replace what is wrong by U+FFFD, or skip
-    the document. The manifest counts both."""
+    """Text that is not valid UTF-8: an error (see on_error), or replaced by U+FFFD and counted."""
 
-    processes: int = 0
-    """Processes that work at the same time; 0: one for each core. The shards are the same."""
+    on_error: OnError = "stop"
+    """A document or record that cannot be taken: stop, or skip it and list it in rejects.jsonl."""
 
-    shard_mb: int = 64
-    """MiB of a full shard file; every process holds one in memory."""
+    dedup: Dedup = "off"
+    """Leave out documents that came before, with the same bytes (exact), or the same up to Unicode
+    form, case and white space (normalized). Compared by 128-bit hashes over the whole input."""
 
-    item_mb: int = 64
-    """MiB of input that one process takes at a time; every such piece ends with a shorter shard."""
+    split: str | None = None
+    """Shares of several sets, as train=0.98,val=0.01,test=0.01: each document goes to OUT/train,
+    OUT/val or OUT/test by a hash, and stays there when the corpus grows."""
+
+    split_by: SplitBy = "bytes"
+    """What the split hashes: the document's bytes (the first 64 KiB), or its id (input.id_field; a
+    file's or tar member's name)."""
 
     holdout_last: int = 0
     """Keep the last so many documents apart: they go to OUT/val, all others to OUT/train. 0: all
@@ -89,8 +122,68 @@ class ShardSettings:
     """A shard folder whose label names, in their order, are taken; any other label is an error.
     Give the training set here when converting a test set. Not set: all labels found, sorted."""
 
+    compression: str | None = None
+    """Compress each shard: zstd, gz, bz2, br or snappy, with a level as in zstd:7. Not set: none,
+    so that training maps the shards as they are."""
+
+    hashes: str = "xxh3_128"
+    """Hashes of each shard in the index, by the names of hashlib and xxhash, between commas."""
+
+    shard_mb: int = 64
+    """MiB of a full shard file; every process holds one in memory for each set."""
+
+    item_mb: int = 64
+    """MiB of input that one process takes at a time; every such piece ends with a shorter shard."""
+
+    processes: int = 0
+    """Processes that work at the same time; 0: one for each core. The shards are the same."""
+
+    part: str | None = None
+    """K/N: do only every N-th work item from number K (0 to N - 1) on, as one of N tasks of a job
+    array; the same command without it, when all have ended, makes the set of them."""
+
+    restart: bool = False
+    """Throw away what an unfinished run left in OUT, instead of going on from there."""
+
     quiet: bool = False
     """Print nothing but errors."""
+
+
+def shares_of(split: str) -> dict[str, float]:
+    """The shares of a split, by set, as fractions of 1.
+
+    Raises:
+        UserError: not of the form train=0.98,val=0.02, or not 1 together.
+    """
+    shares: dict[str, float] = {}
+    for entry in split.split(","):
+        name, _, number = (text.strip() for text in entry.partition("="))
+        try:
+            share = float(number)
+        except ValueError:
+            share = -1.0
+        plain = name.isidentifier() and name.isascii()
+        if not plain or not 0 < share <= 1 or name in shares:
+            raise UserError(
+                f"split: '{entry.strip()}' does not fit; expected shares as in "
+                f"train=0.98,val=0.01,test=0.01, each name once"
+            )
+        shares[name] = share
+    if abs(sum(shares.values()) - 1) > 1e-6:
+        raise UserError(f"split: the shares make {sum(shares.values()):g} together, not 1")
+    return shares
+
+
+def part_of(part: str) -> tuple[int, int]:
+    """Number and count of a part K/N.
+
+    Raises:
+        UserError: not of that form.
+    """
+    number, slash, count = part.partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and int(number) < int(count):
+        return int(number), int(count)
+    raise UserError(f"part is K/N with K from 0 to N - 1, as in 3/16, not '{part}'")
 
 
 def check(settings: ShardSettings) -> None:
@@ -106,6 +199,9 @@ def check(settings: ShardSettings) -> None:
         ("packing", settings.packing, Packing),
         ("overlong", settings.overlong, Overlong),
         ("on_invalid", settings.on_invalid, OnInvalid),
+        ("on_error", settings.on_error, OnError),
+        ("dedup", settings.dedup, Dedup),
+        ("split_by", settings.split_by, SplitBy),
     ]
     for name, value, kind in choices:
         if value not in get_args(kind):
@@ -118,10 +214,20 @@ def check(settings: ShardSettings) -> None:
         ("shard_mb", settings.shard_mb, 1, 4095),  # MDS offsets have 32 bits
         ("item_mb", settings.item_mb, 1, 1 << 20),
         ("holdout_last", settings.holdout_last, 0, 1 << 62),
+        ("input.max_document_mb", settings.input.max_document_mb, 1, 1 << 40),
+        ("input.max_record_mb", settings.input.max_record_mb, 1, 1 << 20),
     ]
     for name, number, low, high in limits:
         if not low <= number <= high:
             raise UserError(f"{name} must be from {low} to {high}, not {number}")
+    if settings.split is not None:
+        shares_of(settings.split)
+        if settings.holdout_last:
+            raise UserError("split and holdout_last exclude each other: leave one out")
+    if settings.part is not None:
+        part_of(settings.part)
+    if (settings.segmenter == "subword") != (settings.tokenizer is not None):
+        raise UserError("segmenter subword and tokenizer, its file, go together")
     if not settings.inputs:
         raise UserError("no input: name files, folders or globs")
     if not settings.out:

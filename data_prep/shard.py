@@ -1,91 +1,111 @@
 """`elemdist shard`: raw text to shards of byte rows, with a manifest of what was done.
 
-elemdist shard --inputs corpus --out shards --processes 8
+elemdist shard corpus --out shards --processes 8
 
-Two passes where labels or a holdout ask for it (the first collects label names and counts
-documents), else one. Every work item makes shards of its own, so the result does not depend on the
-number of processes.
+Two passes where labels, a holdout or duplicates ask for it, else one. Every work item makes shards
+of its own, so the result does not depend on the number of processes, nor on what was killed.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_prep.settings import InputSettings, ShardSettings, check
 from elemdist.errors import UserError
 
 if TYPE_CHECKING:  # the command's help need not wait for numpy and the readers
-    from data_prep.output import OutputFolder
-    from data_prep.plan import Item
-    from data_prep.pool import Work
-    from data_prep.work import Scanned, Share
+    from data_prep.documents import Source
+    from data_prep.pipeline import ShardSummary
 
-__all__ = ["InputSettings", "ShardSettings", "ShardSummary", "run"]
+__all__ = ["InputSettings", "ShardSettings", "run"]
 
-TRAIN, VAL = "train", "val"
-
-
-@dataclass
-class ShardSummary:
-    """What a run made.
-
-    Attributes:
-        folders: the shard sets: the output folder, or its train and val folders.
-        manifests: the manifest of each. input_bytes: raw bytes read. seconds: the time it took.
-    """
-
-    folders: list[str]
-    manifests: list[dict[str, Any]]
-    input_bytes: int
-    seconds: float
+STDIN = "-"
+LABELLED = ("jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "mds")
 
 
 def run(settings: ShardSettings) -> ShardSummary:
-    """Converts the inputs into one shard set, or into two with holdout_last.
+    """Converts the inputs into one shard set, or into several with split or holdout_last.
 
-    A run that fails, for whatever reason, removes all that it wrote; index.json comes last.
+    index.json comes last. A run that fails keeps the work items that are done, and the same call
+    goes on from there; where none is done it leaves nothing behind.
 
     Raises:
         UserError: a mistake in the settings or the input, or a full disk.
     """
-    from data_prep.mds import write_error
-    from data_prep.output import OutputFolder
+    from data_prep.mds import hash_names
+    from data_prep.pipeline import make_sets
     from data_prep.plan import make_items
     from data_prep.sources import find_sources
+    from data_prep.work import convert
+    from elemdist import compression
 
-    start = time.perf_counter()
     check(settings)
-    sources = find_sources(settings.inputs, settings.input)
-    if settings.input.labels_field is not None:
-        for source in sources:
-            if source.format != "jsonl":
-                raise UserError(f"{source.path} is text, without labels: leave labels_field out")
-    names = _known_labels(settings)
-    items = make_items(sources, settings)
-    sets = [TRAIN, VAL] if settings.holdout_last else [""]
-    folder = OutputFolder(settings.out, sets)
-    folder.claim()
-    try:
-        manifests = _convert(items, names, settings, folder)
-    except OSError as error:  # the compiler's cache, for one, can meet a full disk too
-        folder.clear()
-        raise write_error(settings.out, 0, error) from error
-    except BaseException:
-        folder.clear()
-        raise
-    summary = ShardSummary(
-        folders=[os.path.join(settings.out, name) if name else settings.out for name in sets],
-        manifests=manifests,
-        input_bytes=sum(item.size for item in items),
-        seconds=time.perf_counter() - start,
-    )
+    hash_names(settings.hashes)
+    if settings.compression is not None:
+        compression.check(settings.compression)
+    inputs = [_kept_stdin(settings) if entry == STDIN else entry for entry in settings.inputs]
+    sources = find_sources(inputs, settings.input)
+    _check_formats(sources, settings)
+    summary = make_sets(settings, make_items(sources, settings), _known_labels(settings), convert)
     if not settings.quiet:
         print(describe(summary))
     return summary
+
+
+def _kept_stdin(settings: ShardSettings) -> str:
+    """Standard input, copied to a file in the state folder, so that all is as with a file.
+
+    The copy of an unfinished run is taken as it is: what was piped cannot be piped again.
+
+    Raises:
+        UserError: the output is no local folder, or not empty, or a format is not told.
+    """
+    import shutil
+    import sys
+
+    from data_prep.journal import STDIN_COPY, Journal
+    from data_prep.pipeline import sets_of
+    from data_prep.store import LocalStore, write_error
+    from elemdist.remote import is_url
+
+    if settings.inputs.count(STDIN) > 1 or is_url(settings.out) or settings.part is not None:
+        raise UserError("standard input is read once, into a local folder, without parts")
+    if settings.input.format == "auto":
+        raise UserError("standard input has no name to tell its format: set --input.format")
+    journal = Journal(LocalStore(settings.out), sets_of(settings))
+    journal.claim(None)
+    path = journal.store.name_of(STDIN_COPY)
+    try:
+        journal.begin(settings.restart)
+        if os.path.exists(path):
+            print(f"elemdist shard: going on with the input that {settings.out} kept")
+            return path
+        with open(f"{path}.tmp", "wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+        os.replace(f"{path}.tmp", path)
+    except OSError as error:
+        journal.leave()
+        raise write_error(path, 0, error) from error
+    finally:
+        journal.release()
+    return path
+
+
+def _check_formats(sources: list[Source], settings: ShardSettings) -> None:
+    """Refuses settings that a format has no field for."""
+    for source in sources:
+        fields = source.format in LABELLED
+        if settings.input.labels_field is not None and not fields:
+            raise UserError(f"{source.path} is text, without labels: leave labels_field out")
+        named = source.format == "tar" or (
+            source.format == "text" and settings.input.document == "file"
+        )
+        if settings.split_by == "id" and settings.split:
+            if fields and settings.input.id_field is None:
+                raise UserError("split_by id needs input.id_field, the field that holds the id")
+            if not fields and not named:
+                raise UserError(f"{source.path}: its documents have no id: set split_by bytes")
 
 
 def _known_labels(settings: ShardSettings) -> tuple[str, ...] | None:
@@ -100,75 +120,10 @@ def _known_labels(settings: ShardSettings) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _convert(
-    items: list[Item],
-    names: tuple[str, ...] | None,
-    settings: ShardSettings,
-    folder: OutputFolder,
-) -> list[dict[str, Any]]:
-    """Both passes, and the seal; the manifests."""
-    from data_prep.work import Job, Share, convert, scan
-
-    scanned: list[Scanned] = []
-    if settings.holdout_last or (settings.input.labels_field is not None and names is None):
-        scanned = _pass("scan", scan, items, items, settings)
-    if settings.input.labels_field is not None and names is None:
-        names = tuple(sorted({label for found in scanned for label in found.labels}))
-        if not names:
-            raise UserError(
-                f"no record has a label in its field '{settings.input.labels_field}': "
-                f"leave labels_field out"
-            )
-    shares: list[tuple[Share, ...]] = [(Share(""),) for _ in items]
-    if settings.holdout_last:
-        shares = _holdout_shares([found.documents for found in scanned], settings.holdout_last)
-    jobs = [Job(item, names, share) for item, share in zip(items, shares, strict=True)]
-    results = [one for some in _pass("shard", convert, jobs, items, settings) for one in some]
-    if not any(result.counts["documents"] for result in results):
-        raise UserError(
-            f"no document in {', '.join(settings.inputs[:3])}: blank, or all of it skipped"
-        )
-    return folder.seal(settings, names, results)
-
-
-def _pass(
-    title: str, work: Work, tasks: Sequence[Any], items: list[Item], settings: ShardSettings
-) -> list[Any]:
-    """One pass over all items, with its progress."""
-    from data_prep.pool import run_all
-    from data_prep.progress import Progress
-
-    progress = Progress(title, sum(item.size for item in items), settings.quiet)
-    try:
-        return run_all(work, tasks, settings, progress)
-    finally:
-        progress.close()
-
-
-def _holdout_shares(documents: list[int], last: int) -> list[tuple[Share, ...]]:
-    """For items with so many documents each: how they fall to train, and the `last` ones to val."""
-    from data_prep.work import Share
-
-    total = sum(documents)
-    if last >= total:
-        raise UserError(f"holdout_last is {last:,}, but there are only {total:,} documents")
-    shares: list[tuple[Share, ...]] = []
-    left = total - last  # documents that still go to train
-    for count in documents:
-        if count <= left:
-            shares.append((Share(TRAIN),))
-        elif left == 0:
-            shares.append((Share(VAL),))
-        else:
-            shares.append((Share(TRAIN, left), Share(VAL)))
-        left -= min(left, count)
-    return shares
-
-
 def describe(summary: ShardSummary) -> str:
     """What a run made, for its user: one line for each set, and the speed."""
-    lines = []
-    for folder, manifest in zip(summary.folders, summary.manifests, strict=True):
+    lines = [summary.message] if summary.message else []
+    for folder, manifest in zip(summary.folders, summary.manifests, strict=False):
         counts = manifest["counts"]
         lines.append(
             f"{folder}: {counts['documents']:,} documents, {counts['text_bytes']:,} bytes of text, "
@@ -179,15 +134,18 @@ def describe(summary: ShardSummary) -> str:
             "split_documents": "went on in a second sample",
             "truncated_documents": "lost their end",
             "replaced_documents": "had invalid UTF-8 replaced",
-            "skipped_documents": "were skipped for invalid UTF-8",
+            "duplicate_documents": "came before and were left out",
         }
         for name, what in told.items():
-            if counts[name]:
+            if counts.get(name):
                 lines.append(f"  {counts[name]:,} documents {what}")
         if manifest["labels"] is not None:
             lines.append(f"  {len(manifest['labels']):,} labels")
-    speed = summary.input_bytes / 1e6 / max(summary.seconds, 1e-9)
-    lines.append(
-        f"{summary.input_bytes / 1e6:,.1f} MB read in {summary.seconds:,.1f} s ({speed:,.1f} MB/s)"
-    )
+    if summary.manifests and summary.manifests[0]["rejected_documents"]:
+        count = summary.manifests[0]["rejected_documents"]
+        lines.append(f"{count:,} documents were left out for errors: see rejects.jsonl")
+    if summary.input_bytes:
+        speed = summary.input_bytes / 1e6 / max(summary.seconds, 1e-9)
+        size = summary.input_bytes / 1e6
+        lines.append(f"{size:,.1f} MB read in {summary.seconds:,.1f} s ({speed:,.1f} MB/s)")
     return "\n".join(lines)

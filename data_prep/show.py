@@ -1,32 +1,28 @@
-"""`elemdist inspect`: a shard set's manifest, and the rows of a sample, slot by slot.
+"""`elemdist inspect`: what a shard set holds, and what text asks of n and v.
 
-elemdist inspect --path shards --sample 3
+elemdist inspect shards --sample 3          a shard set: manifest, lengths of materials, rows
+elemdist inspect corpus.jsonl.zst           text that is no shard set yet: advice for n and v
 """
 
 from __future__ import annotations
 
 import io
+import json
 import sys
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-import numpy as np
-
+from data_prep.settings import InputSettings, Segmenter
 from elemdist.errors import UserError
-from elemdist.rows import DOC, FIRST_SPECIAL, MASK, PAD, SEP, SYMBOL_NAMES
-from elemdist.shards import ShardSet
 
-SLOTS_PER_LINE = 16  # 16 slots of 3 columns, the row number and the text fit in 80 columns
-LABELS_SHOWN = 10
-SOURCES_SHOWN = 5
+SPLITS = ("train", "val", "test")
 
 
 @dataclass
 class InspectSettings:
-    """Show what a shard set holds."""
+    """Show what a shard set holds, or which n and v suit text that is to be sharded."""
 
     path: str
-    """The shard folder."""
+    """A shard folder; or text to be sharded, as `elemdist shard` takes it."""
 
     rows: int = 24
     """Materials (rows) of the sample to show; padding at its end is only counted."""
@@ -34,99 +30,67 @@ class InspectSettings:
     sample: int = 0
     """The sample to show, counted from 0."""
 
+    samples: int = 2000
+    """Samples of a shard set to read for its figures, in runs all over it."""
+
+    sample_mb: int = 32
+    """MiB of text to read for the figures, in places all over it."""
+
+    advise: bool = False
+    """Show of a shard set, too, what other n and v would give."""
+
+    v: int = 12
+    """Elements (bytes) that a material holds, in the advice for n; a shard set has its own."""
+
+    segmenter: Segmenter = "word"
+    """What a material of the text is; a shard set has its own."""
+
+    tokenizer: str | None = None
+    """The tokenizer.json of segmenter subword; for a shard set if its own is not where it was."""
+
+    input: InputSettings = field(default_factory=InputSettings)
+    """How the text is read, as for `elemdist shard`."""
+
+    json: bool = False
+    """Print all figures, advice included, as one JSON object, and no rows."""
+
 
 def run(settings: InspectSettings) -> None:
-    """Prints the manifest of a shard set and the rows of one of its samples.
+    """Prints what there is to say of a shard set or a corpus.
 
     Raises:
-        UserError: no shard set, a damaged one, or no such sample.
+        UserError: nothing there, a damaged shard set, no such sample, or a setting out of range.
     """
-    shards = ShardSet(settings.path)
-    if settings.rows < 0:
-        raise UserError(f"rows must be 0 or more, not {settings.rows}")
-    if not 0 <= settings.sample < shards.samples:
-        raise UserError(
-            f"no sample {settings.sample}: {settings.path} has {shards.samples:,}, counted from 0"
-        )
-    rows_BNV, labels_BL = shards.gather(np.array([settings.sample]))
-    lines = [*manifest_lines(shards), "", f"sample {settings.sample}"]
-    if labels_BL is not None and shards.labels is not None:
-        names = [shards.labels[bit] for bit in np.flatnonzero(labels_BL[0])]
-        lines.append(f"labels: {', '.join(map(printable, names)) or 'none'}")
-    lines += sample_lines(rows_BNV[0], settings.rows)
+    from data_prep.figures import corpus_figures, set_figures  # loads the compiler
+
+    check(settings)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without UTF-8 still shows the rest
         sys.stdout.reconfigure(errors="replace")
-    print("\n".join(lines))
+    inspected = set_figures if is_shard_set(settings.path) else corpus_figures
+    figures, lines = inspected(settings)
+    print(json.dumps(figures, ensure_ascii=False) if settings.json else "\n".join(lines))
 
 
-def manifest_lines(shards: ShardSet) -> list[str]:
-    """The manifest in lines for a reader."""
-    manifest = shards.manifest
-    counts: dict[str, int] = manifest["counts"]
-    facts: list[tuple[str, str]] = [
-        ("set", printable(shards.path)),
-        ("sample", f"{shards.n} materials x {shards.v} elements"),
-        ("cut by", f"segmenter {manifest['segmenter']}, packing {manifest['packing']}"),
-        ("samples", f"{shards.samples:,}"),
-        *((name.replace("_", " "), f"{counts[name]:,}") for name in counts if name != "samples"),
-        ("padding", f"{100 * manifest['padding_share']:.1f} % of the slots"),
-    ]
-    sources = manifest["sources"]
-    facts += [("source", printable(_source(source))) for source in sources[:SOURCES_SHOWN]]
-    if len(sources) > SOURCES_SHOWN:
-        facts.append(("", f"and {len(sources) - SOURCES_SHOWN:,} more"))
-    if shards.labels is not None:
-        facts.append(("labels", f"{len(shards.labels):,}, the most frequent first"))
-        ranked = sorted(manifest["label_counts"].items(), key=lambda pair: -pair[1])
-        facts += [("", f"{count:>9,}  {printable(name)}") for name, count in ranked[:LABELS_SHOWN]]
-    facts.append(("fingerprint", shards.fingerprint))
-    width = max(len(name) for name, _ in facts)
-    return [f"{name:<{width}}  {value}" for name, value in facts]
+def check(settings: InspectSettings) -> None:
+    """Finds what cannot be meant. Raises UserError."""
+    for name, number, low, high in (
+        ("rows", settings.rows, 0, 1 << 24),
+        ("samples", settings.samples, 1, 1 << 24),
+        ("sample_mb", settings.sample_mb, 1, 1 << 20),
+        ("v", settings.v, 1, 256),
+    ):
+        if not low <= number <= high:
+            raise UserError(f"{name} must be from {low} to {high}, not {number}")
 
 
-def _source(source: dict[str, Any]) -> str:
-    whole = source["start"] == 0 and source["end"] == source["size"]
-    return source["path"] if whole else f"{source['path']} [{source['start']}:{source['end']}]"
+def is_shard_set(path: str) -> bool:
+    """Whether a path is meant as a shard set of ours: one, several in a folder, or unfinished.
 
-
-def sample_lines(rows_NV: np.ndarray, most: int) -> list[str]:
-    """The first `most` rows of a sample (n, v), a line each: number, slots, text.
-
-    A slot shows as its character if that is printable ASCII, as ␣ for a space, as · for PAD, as
-    the symbol's name, else in hexadecimal.
+    Anything else is text to be sharded, MDS files of other makers included.
     """
-    filled = np.flatnonzero(rows_NV[:, 0] != PAD)
-    used = int(filled[-1]) + 1 if len(filled) else 0
-    lines = []
-    for number, row_V in enumerate(rows_NV[: min(used, most)]):
-        cells = [_cell(int(element)) for element in row_V]
-        text = row_V[row_V < FIRST_SPECIAL].tobytes().decode(errors="backslashreplace")
-        shown = repr(text) if text else ""
-        for start in range(0, len(cells), SLOTS_PER_LINE):
-            head = f"{number:>5}" if start == 0 else " " * 5
-            slots = "".join(cells[start : start + SLOTS_PER_LINE])
-            slots = f"{slots:<{3 * min(len(cells), SLOTS_PER_LINE)}}"
-            lines.append(f"{head} {slots}  {shown if start == 0 else ''}".rstrip())
-    if used > most:
-        lines.append(f"      ... {used - most:,} more rows; --rows shows more")
-    if used < len(rows_NV):
-        lines.append(f"      {len(rows_NV) - used:,} rows of padding")
-    return lines
+    from elemdist.shard_cache import open_folder
+    from elemdist.shard_index import UNFINISHED
 
-
-def _cell(element: int) -> str:
-    """One slot in three columns."""
-    if element == PAD:
-        return "  ·"
-    if element in (DOC, SEP, MASK):
-        return f"{SYMBOL_NAMES[element][:3]:>3}"
-    if element == ord(" "):
-        return "  ␣"
-    if ord("!") <= element <= ord("~"):
-        return f"  {chr(element)}"
-    return f" {element:02x}"
-
-
-def printable(text: str) -> str:
-    """Text for a terminal: quoted where it has a control character, which could mean anything."""
-    return text if text.isprintable() and text.strip() == text else repr(text)
+    names = ["manifest.json", UNFINISHED, *(f"{split}/manifest.json" for split in SPLITS)]
+    folder = open_folder(path)
+    return any(folder.exists(name) for name in names)

@@ -1,8 +1,9 @@
-"""What a process does with one work item: count it, or convert it into shards."""
+"""What a process does with one work item: go over its documents, or convert it into shards."""
 
 from __future__ import annotations
 
-import os
+import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,129 +11,165 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.mds import MdsWriter
-from data_prep.plan import Item
-from data_prep.readers import Batch, DocumentReader
+from data_prep.documents import Batch, Problems
+from data_prep.mds import MdsWriter, hash_names
+from data_prep.plan import Done, Item, Job, SetPart
+from data_prep.readers import open_part
+from data_prep.route import Router
 from data_prep.settings import MIB, ShardSettings
+from data_prep.store import open_store
 from elemdist.errors import nearest
 
 Progress = Callable[[int], None]
+HELD_BYTES = 1 << 22  # of rejects in memory; more go to a temporary file
 
 
 @dataclass
 class Scanned:
-    """What the first pass finds in an item: its documents, and how often each label comes."""
+    """What the first pass finds in an item.
+
+    Attributes:
+        documents: how many. labels: how often each label comes.
+        hashes: their table (data_prep/dedup.py), if duplicates are to be found.
+    """
 
     documents: int = 0
     labels: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
-class Share:
-    """Documents of an item that go to one set: those before `last`, or all that are left.
-
-    `folder` is the set's folder within the output folder, "" for that folder itself.
-    """
-
-    folder: str
-    last: int | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One item to convert, for shards with these label names (None: without labels)."""
-
-    item: Item
-    names: tuple[str, ...] | None
-    shares: tuple[Share, ...]
-
-
-@dataclass
-class Converted:
-    """What one item gave to one set."""
-
-    folder: str
-    shards: list[dict[str, Any]]
-    counts: Counter[str]
-    label_counts: Counter[str]
-    sources: list[dict[str, Any]]
+    hashes: bytes | None = None
 
 
 def scan(item: Item, settings: ShardSettings, progress: Progress) -> Scanned:
-    """Counts the documents of an item and collects its labels.
+    """Counts the documents of an item and collects its labels and hashes.
 
     Raises:
-        UserError: as DocumentReader.batches.
+        UserError: as readers.open_part.
     """
+    from data_prep.dedup import Hasher
+
     found = Scanned()
+    problems = Problems(settings.on_error == "skip", lambda _: None)  # the second pass lists them
+    hasher = None if settings.dedup == "off" else Hasher(settings.dedup == "normalized")
     for part in item.parts:
-        reader = DocumentReader(part, settings.input, settings.on_invalid, progress)
-        for batch in reader.batches():
-            found.documents += len(batch)
-            for labels in batch.labels:
+        for batch in open_part(part, settings, problems, progress).batches():
+            found.documents += len(batch) - batch.begun
+            for labels in batch.labels[batch.begun :]:
                 found.labels.update(set(labels))
+            if hasher is not None:
+                hasher.add(batch)
+    if hasher is not None:
+        found.hashes = hasher.table()
     return found
 
 
-def convert(job: Job, settings: ShardSettings, progress: Progress) -> list[Converted]:
-    """Converts an item into shards of its own, in the folder of each share.
+def convert(job: Job, settings: ShardSettings, progress: Progress) -> Done:
+    """Converts an item into shards of its own, in the folder of each set.
 
     Raises:
-        UserError: as DocumentReader.batches; an unknown label; a full disk.
+        UserError: as readers.open_part; an unknown label; a full disk.
     """
-    shares = iter(job.shares)
-    output = Output(job, next(shares), settings)
-    outputs = [output]
-    sources = []
-    seen = 0
-    for part in job.item.parts:
-        reader = DocumentReader(part, settings.input, settings.on_invalid, progress)
-        for batch in reader.batches():
-            while output.last is not None and seen + len(batch) > output.last:
-                cut = output.last - seen
-                output.add(batch.span(0, cut), reader)
-                output.finish()
-                batch, seen = batch.span(cut, len(batch)), output.last
-                output = Output(job, next(shares), settings)
-                outputs.append(output)
-            output.add(batch, reader)
-            seen += len(batch)
-        sources.append(
-            {
-                "path": part.source.path,
-                "start": part.start,
-                "end": part.end,
-                "size": part.source.size,
-                "xxh3_128": reader.digest(),
-            }
-        )
-    output.finish()
-    return [output.converted(sources) for output in outputs]
+    names = Names(job.names)
+    outputs = [Output(job, folder, settings) for folder in job.sets]
+    router = Router(job, settings)
+    digests = []
+    with tempfile.SpooledTemporaryFile(HELD_BYTES) as rejects:
+
+        def reject(record: dict[str, Any]) -> None:
+            rejects.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+
+        problems = Problems(settings.on_error == "skip", reject)
+        for part in job.item.parts:
+            reader = open_part(part, settings, problems, progress)
+            for batch in reader.batches():
+                bitmaps, refused = names.bitmaps(
+                    batch,
+                    lambda place, text, reader=reader, path=part.source.path: problems.add(
+                        path, reader.where(place), text
+                    ),
+                )
+                outputs[0].counts["replaced_documents"] += batch.replaced
+                for routed in router.sort(batch, refused):
+                    outputs[routed.set].add(routed.batch, bitmaps[routed.chosen])
+            digests.append(reader.digest())
+        if problems.listed:
+            rejects.seek(0)
+            open_store(settings.out).write(rejects_name(job.item.number), rejects.read())
+    for output, (documents, size) in zip(outputs, router.duplicates.tolist(), strict=True):
+        output.counts["duplicate_documents"] = documents
+        output.counts["duplicate_bytes"] = size
+    sets = {folder: output.finish(names) for folder, output in zip(job.sets, outputs, strict=True)}
+    return Done(job.item.number, digests, sets, problems.listed)
+
+
+def rejects_name(item: int) -> str:
+    """Where the rejects of an item are kept until the set is complete."""
+    return f".elemdist/rejects/{item:08d}.jsonl"
+
+
+class Names:
+    """Label names and their bits.
+
+    Args:
+        names: in the order of the bits; None for shards without labels.
+    """
+
+    def __init__(self, names: tuple[str, ...] | None) -> None:
+        self.names = names
+        self._bits = {name: bit for bit, name in enumerate(names or ())}
+
+    def bitmaps(
+        self, batch: Batch, problem: Callable[[int, str], None]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The labels of D documents as packed bits, (D, ceil(L / 8)) uint8.
+
+        Args:
+            problem: told the place and the fault of a document with an unknown label.
+
+        Returns:
+            The bitmaps, and which documents have an unknown label, (D,) bool; None for none.
+        """
+        if self.names is None:
+            return np.zeros((len(batch), 0), np.uint8), None
+        hot_DL = np.zeros((len(batch), len(self._bits)), np.uint8)
+        refused = None
+        for document, labels in enumerate(batch.labels):
+            for label in labels:
+                bit = self._bits.get(label)
+                if bit is not None:
+                    hot_DL[document, bit] = 1
+                    continue
+                if refused is None:
+                    refused = np.zeros(len(batch), bool)
+                if not refused[document] and not (document == 0 and batch.begun):
+                    known = f"none of the {len(self._bits)} known ones"
+                    place = batch.places[document] if batch.places else 0
+                    problem(place, f"unknown label '{label}', {known}{nearest(label, self._bits)}")
+                refused[document] = True
+        return np.packbits(hot_DL, axis=1), refused
 
 
 class Output:
     """The shards of one item in one set.
 
     Attributes:
-        last: the share's end, as in Share.
+        counts: what is counted outside of the packer.
     """
 
-    def __init__(self, job: Job, share: Share, settings: ShardSettings) -> None:
+    def __init__(self, job: Job, folder: str, settings: ShardSettings) -> None:
         # Not at the top: the packer brings the compiler, which the first pass does not need.
         from data_prep.pack import Packer
 
-        self.last = share.last
-        self._folder, self._names = share.folder, job.names
-        self._bits = {name: bit for bit, name in enumerate(job.names or ())}
-        self._hot = np.zeros(len(self._bits), np.int64)
-        self._counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        self._labels = len(job.names or ())
+        self._hot = np.zeros((self._labels + 7) // 8 * 8, np.int64)
         self._writer = MdsWriter(
-            os.path.join(settings.out, share.folder),
+            open_store(settings.out).within(folder),
             f"shard.{job.item.number:05d}",
             n=settings.n,
             v=settings.v,
-            labels=len(self._bits),
+            labels=self._labels,
             size_limit=settings.shard_mb * MIB,
+            compression=settings.compression,
+            hashes=tuple(hash_names(settings.hashes)),
         )
         self._packer = Packer(
             np.empty((self._writer.samples_per_shard, self._writer.sample_bytes), np.uint8),
@@ -142,34 +179,21 @@ class Output:
             segmenter=settings.segmenter,
             packing=settings.packing,
             overlong=settings.overlong,
+            tokenizer=settings.tokenizer,
         )
 
-    def add(self, batch: Batch, reader: DocumentReader) -> None:
-        """Packs a batch; the reader knows where its documents stand, for errors."""
-        bitmaps = None if self._names is None else self._bitmaps(batch, reader)
-        self._packer.add(batch.data, batch.starts, batch.ends, bitmaps)
-        self._counts["replaced_documents"] += batch.replaced
-        self._counts["skipped_documents"] += batch.skipped
+    def add(self, batch: Batch, bitmaps: np.ndarray) -> None:
+        """Packs a batch; bitmaps: (D, label bytes) uint8."""
+        self._packer.add(
+            batch.data, batch.starts, batch.ends, bitmaps, begun=batch.begun, open=batch.open
+        )
+        if self._labels:
+            whole = bitmaps[batch.begun :]
+            self._hot += np.unpackbits(whole, axis=1).sum(0, dtype=np.int64)
 
-    def finish(self) -> None:
-        """Writes what is left."""
-        self._counts.update(self._packer.finish())
-
-    def converted(self, sources: list[dict[str, Any]]) -> Converted:
-        """What became of the documents."""
-        label_counts = Counter(dict(zip(self._bits, self._hot.tolist(), strict=True)))
-        return Converted(self._folder, self._writer.shards, self._counts, label_counts, sources)
-
-    def _bitmaps(self, batch: Batch, reader: DocumentReader) -> np.ndarray:
-        """The labels of a batch as packed bits: (D, ceil(L / 8)) uint8."""
-        hot_DL = np.zeros((len(batch), len(self._bits)), np.uint8)
-        for document, labels in enumerate(batch.labels):
-            for label in labels:
-                bit = self._bits.get(label)
-                if bit is None:
-                    known = f"none of the {len(self._bits)} known ones"
-                    hint = nearest(label, self._bits)
-                    reader.fail(batch.lines[document], f"unknown label '{label}', {known}{hint}")
-                hot_DL[document, bit] = 1
-        self._hot += hot_DL.sum(0, dtype=np.int64)
-        return np.packbits(hot_DL, axis=1)
+    def finish(self, names: Names) -> SetPart:
+        """Writes what is left; what became of the documents."""
+        self.counts.update(self._packer.finish())
+        hot = self._hot.tolist()
+        label_counts = Counter(dict(zip(names.names or (), hot, strict=False)))
+        return SetPart(self._writer.shards, self.counts, label_counts)

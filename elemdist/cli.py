@@ -19,6 +19,15 @@ def shard(argv: list[str]) -> int:
     return 0
 
 
+def convert(argv: list[str]) -> int:
+    """make shards out of shards, or text again: merge, select, append, cut anew"""
+    from data_prep.convert import ConvertSettings, run
+    from elemdist.commandline import parse
+
+    run(parse(ConvertSettings, argv, "elemdist convert", "sets", convert.__doc__))
+    return 0
+
+
 def inspect(argv: list[str]) -> int:
     """show a shard folder: its manifest, and rows slot by slot"""
     from data_prep.show import InspectSettings, run
@@ -26,6 +35,14 @@ def inspect(argv: list[str]) -> int:
 
     run(parse(InspectSettings, argv, "elemdist inspect", "path", inspect.__doc__))
     return 0
+
+
+def verify(argv: list[str]) -> int:
+    """check a shard set wholly, name what is bad, and repair it"""
+    from data_prep.verify import VerifySettings, run
+    from elemdist.commandline import parse
+
+    return run(parse(VerifySettings, argv, "elemdist verify", "path", verify.__doc__))
 
 
 def train(argv: list[str]) -> int:
@@ -68,7 +85,9 @@ def plot(argv: list[str]) -> int:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "shard": shard,
+    "convert": convert,
     "inspect": inspect,
+    "verify": verify,
     "train": train,
     "eval": evaluate,
     "plot": plot,

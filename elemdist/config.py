@@ -18,14 +18,16 @@ class DataSettings:
     """Where the rows come from"""
 
     train: str | None = None
-    """Folder of shards to train on, made by `elemdist shard`. Required."""
+    """Folder of shards to train on, made by `elemdist shard`, or its URL in an object store
+    (s3://bucket/folder). Required. What is fetched from a store, or unpacked, is kept in
+    $ELEMDIST_CACHE, else in ~/.cache/elemdist."""
     eval: str | None = None
-    """Folder of held-out shards for the evaluation during training; none: no evaluation."""
+    """Folder or URL of held-out shards for the evaluation during training; none: no evaluation."""
     eval_samples: int = 0
     """Evaluate on the first so many samples only; 0: on all."""
     verify: bool = True
-    """Compare the hash of every shard before training; the ranks share the work. Without it only
-    sizes and headers are compared."""
+    """Compare the hash of every shard on this machine before training; the ranks share the work.
+    Without it only sizes and headers are compared. What is fetched or unpacked always is."""
 
 
 @dataclass
@@ -210,7 +212,7 @@ class EvalSettings:
     run: str | None = None
     """Run folder (its newest checkpoint) or checkpoint folder."""
     data: str | None = None
-    """Folder of held-out shards. Required."""
+    """Folder or URL of held-out shards. Required."""
     out: str | None = None
     """File for the JSON; none: it goes to the terminal."""
     micro_samples: int = 32

@@ -1,105 +1,174 @@
-"""Samples per second of our loader against stock StreamingDataset, on the same shards.
+"""Samples per second of our loader against its peers, on the same samples.
 
-    .venv/bin/python tests/bench/bench_loader.py [--megabytes 256] [--rounds 5]
+    elemdist bench loader [--megabytes 256] [--rounds 5] [--quick] [--json FILE]
 
-All read whole shuffled epochs in one process and hand over batches: (B, n, v) uint8 arrays, and
-"in training" the unpadded tensors that the model takes, out of the prefetching thread. The rounds
-alternate; the table shows the medians, and the median and range of the ratio within a round.
+All hand over shuffled batches of 64 in one process: (B, n, v) uint8 arrays, or "in training" the
+unpadded tensors that the model takes, out of the prefetching thread. The peers: streaming's own
+StreamingDataset, litdata's TokensLoader, and the bare gather of a numpy map over one big file.
+Before they are measured, their epochs are compared as sets of samples.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import tempfile
-import time
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
+if not __package__:  # started by path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+
 import numpy as np
+import torch
 
 from data_prep.shard import ShardSettings
 from data_prep.shard import run as make_shards
 from elemdist.data import Order, sample_ids, training_steps
 from elemdist.shards import ShardSet
-from elemdist.streaming_compat import import_streaming
+from elemdist.streaming_dataset import MappedDataset, streaming
+from tests.bench.rounds import Peer, Rates, made_text, parser, report
 
-BATCH = 32
-
-
-def corpus(path: Path, megabytes: int) -> None:
-    rng = np.random.default_rng(0)
-    words = [
-        "".join(map(chr, rng.integers(97, 123, length))) for length in rng.integers(1, 14, 5000)
-    ]
-    with path.open("w") as file:
-        for _ in range(megabytes):
-            file.write(" ".join(rng.choice(words, 130_000)) + "\n")
+BATCH = 64
+Epoch = Callable[[], Iterator[np.ndarray]]  # batches (B, n, v) or (B, n * v)
+STOCK, TOKENS, BARE = "StreamingDataset", "TokensLoader", "bare memmap gather"
 
 
-def ours(shards: ShardSet) -> int:
-    ids = sample_ids(np.arange(shards.samples), shards.samples, 1)
-    for first in range(0, shards.samples, BATCH):
-        shards.gather(ids[first : first + BATCH])
-    return shards.samples
-
-
-def as_in_training(shards: ShardSet) -> int:
-    steps = shards.samples // BATCH
-    for _ in training_steps(shards, Order(BATCH, BATCH, 0, 1, 1), range(steps)):
-        pass
-    return steps * BATCH
-
-
-def stock(folder: str, samples: int) -> Callable[[], int]:
-    streaming = import_streaming()
-    streaming.base.util.clean_stale_shared_memory()
-    dataset = streaming.StreamingDataset(local=folder, shuffle=True, batch_size=BATCH)
-
-    def epoch() -> int:
-        batch = []
-        for sample in dataset:
-            batch.append(sample["rows"])
-            if len(batch) == BATCH:
-                np.stack(batch)
-                batch = []
-        return samples
+def gathered(shards: ShardSet) -> Epoch:
+    def epoch() -> Iterator[np.ndarray]:
+        many = BATCH * 64  # as training_steps works them out
+        for begin in range(0, shards.samples, many):
+            end = min(begin + many, shards.samples)
+            ids = sample_ids(np.arange(begin, end), shards.samples, 1)
+            for first in range(0, len(ids), BATCH):
+                yield shards.gather(ids[first : first + BATCH])[0]
 
     return epoch
 
 
+def in_training(shards: ShardSet) -> Peer:
+    steps = shards.samples // BATCH
+
+    def peer() -> float:
+        for _ in training_steps(shards, Order(BATCH, BATCH, 0, 1, 1), range(steps)):
+            pass
+        return steps * BATCH
+
+    return peer
+
+
+def bare(shards: ShardSet, path: Path) -> Epoch:
+    """Every sample in one file; a gather of random ones is all that happens."""
+    with path.open("wb") as file:
+        for first in range(0, shards.samples, BATCH):
+            ids = np.arange(first, min(first + BATCH, shards.samples))
+            file.write(shards.blocks(ids).data)
+    samples = np.memmap(path, np.uint8, "r", shape=(shards.samples, shards.n * shards.v))
+    order = np.random.default_rng(1).permutation(shards.samples)
+
+    def epoch() -> Iterator[np.ndarray]:
+        for first in range(0, len(order), BATCH):
+            yield samples[order[first : first + BATCH]]
+
+    return epoch
+
+
+def stock(folder: str) -> Epoch:
+    dataset = streaming.StreamingDataset(local=folder, shuffle=True, batch_size=BATCH)
+
+    def epoch() -> Iterator[np.ndarray]:
+        batch: list[np.ndarray] = []
+        for sample in dataset:
+            batch.append(sample["rows"])
+            if len(batch) == BATCH:
+                yield np.stack(batch)
+                batch = []
+        if batch:
+            yield np.stack(batch)
+
+    return epoch
+
+
+def mapped(folder: str) -> Epoch:
+    dataset = MappedDataset(local=folder, shuffle=True, batch_size=BATCH, batched=True)
+    return lambda: (batch["rows"] for batch in dataset)
+
+
+def tokens(shards: ShardSet, folder: Path) -> Epoch:
+    """litdata's fastest reader, of fixed blocks of tokens; here a token is a byte."""
+    os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
+    from litdata import StreamingDataset, TokensLoader
+    from litdata.streaming.cache import Cache
+
+    size = shards.n * shards.v
+    cache = Cache(str(folder), chunk_bytes=64 << 20, item_loader=TokensLoader(block_size=size))
+    for number in range(shards.samples):
+        block = shards.blocks(np.array([number]))[0].copy()
+        cache._add_item(number, torch.from_numpy(block))
+    cache.done()
+    cache.merge()
+    dataset = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=size), shuffle=True)
+
+    def epoch() -> Iterator[np.ndarray]:
+        batch: list[torch.Tensor] = []
+        for sample in dataset:
+            batch.append(sample)
+            if len(batch) == BATCH:
+                yield torch.stack(batch).numpy()
+                batch = []
+        if batch:
+            yield torch.stack(batch).numpy()
+
+    return epoch
+
+
+def content(epoch: Epoch) -> list[bytes]:
+    """The samples of an epoch in an order that does not depend on how they came."""
+    return sorted(hashlib.md5(bytes(sample)).digest() for batch in epoch() for sample in batch)
+
+
+def counted(epoch: Epoch) -> Peer:
+    return lambda: float(sum(len(batch) for batch in epoch()))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--megabytes", type=int, default=64, help="text to make shards of")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = parser(__doc__, rounds=5)
+    options.add_argument("--megabytes", type=float, default=64, help="of text (default 64)")
+    chosen = options.parse_args()
+    size, rounds = (0.5, 2) if chosen.quick else (chosen.megabytes, chosen.rounds)
     with tempfile.TemporaryDirectory() as folder:
-        corpus(Path(folder, "made.txt"), options.megabytes)
+        made_text(Path(folder, "made.txt"), size)
         out = str(Path(folder, "set"))
         make_shards(ShardSettings([f"{folder}/made.txt"], out, packing="packed", quiet=True))
         shards = ShardSet(out)
-        peers: dict[str, Callable[[], int]] = {
-            "ours, gathered": lambda: ours(shards),
-            "ours, in training": lambda: as_in_training(shards),
-            "StreamingDataset": stock(out, shards.samples),
+        epochs: dict[str, Epoch] = {
+            "ours, gathered": gathered(shards),
+            "MappedDataset": mapped(out),
+            BARE: bare(shards, Path(folder, "bare")),
+            STOCK: stock(out),
+            TOKENS: tokens(shards, Path(folder, "tokens")),
         }
-        rates: dict[str, list[float]] = {name: [] for name in peers}
-        for peer in peers.values():
-            peer()  # warm the page cache
-        for _ in range(options.rounds):
-            for name, peer in peers.items():
-                start = time.perf_counter()
-                done = peer()
-                rates[name].append(done / (time.perf_counter() - start))
-    size = shards.n * shards.v / 1e6
-    print(f"{shards.samples:,} samples of {shards.n} x {shards.v} bytes, batches of {BATCH}")
-    for name, values in rates.items():
-        ratios = [a / b for a, b in zip(values, rates["StreamingDataset"], strict=True)]
-        print(
-            f"{name:18} {statistics.median(values):10,.0f} samples/s"
-            f" {statistics.median(values) * size:8,.0f} MB/s"
-            f"  x{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+        expected = content(epochs[BARE])
+        for name, epoch in epochs.items():
+            # streaming gives some samples twice to fill its last batches
+            if set(content(epoch)) != set(expected):
+                raise SystemExit(f"{name} gives other samples")
+        peers: dict[str, Peer] = {name: counted(epoch) for name, epoch in epochs.items()}
+        peers["ours, in training"] = in_training(shards)
+        table = Rates(
+            f"{shards.samples:,} samples of {shards.n} x {shards.v} bytes, batches of {BATCH}",
+            "samples/s",
+            [STOCK, TOKENS, BARE],
+            [
+                (name, base, least)
+                for name in ("ours, gathered", "MappedDataset")
+                for base, least in ((STOCK, 50), (TOKENS, 3), (BARE, 0.5))
+            ],
         )
+        table.measure(peers, rounds)
+        report([table], chosen.json)
 
 
 if __name__ == "__main__":

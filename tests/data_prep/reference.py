@@ -1,8 +1,8 @@
-"""The segmenters once more, slow and plain, to compare the compiled ones with."""
+"""The compiled segmenters once more, slow and plain, to compare them with; and texts to cut."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from hypothesis import strategies as st
 
@@ -68,8 +68,13 @@ def rows(text: str, v: int, segmenter: str) -> list[bytes]:
     data = text.encode()
     if segmenter == "byte":
         return [data[at : at + v] for at in range(0, len(data), v)]
+    return rows_of_materials(materials(text, segmenter), v)
+
+
+def rows_of_materials(materials: Iterable[str], v: int) -> list[bytes]:
+    """The rows of materials, without PAD: each goes on in the next row where v bytes end."""
     found = []
-    for material in materials(text, segmenter):
+    for material in materials:
         row = b""
         for character in material:
             more = character.encode()

@@ -121,14 +121,19 @@ def test_line_number_in_a_later_item(tmp_path: Path) -> None:
     lines = [b'{"text": "%s"}\n' % (b"x" * 1000) for _ in range(3000)]
     lines[2700] = b"no record\n"
     path = write(tmp_path / "a.jsonl", b"".join(lines))
-    for processes in (1, 2):
-        expect_error(
-            [path], tmp_path / "out", "a.jsonl, line 2,701", item_mb=1, processes=processes
-        )
-    lines[2700] = b'{"text": "\xff"}\n'
     at = sum(map(len, lines[:2700])) + 10
+
+    def refused(out: str, wanted: str, processes: int = 1) -> None:
+        settings = ShardSettings([str(path)], str(tmp_path / out), item_mb=1, processes=processes)
+        with pytest.raises(UserError, match=wanted):
+            shard.run(settings)
+        assert not (tmp_path / out / "index.json").exists()
+
+    refused("one", "a.jsonl, line 2,701: not valid JSON")
+    refused("two", "a.jsonl, line 2,701: not valid JSON", processes=2)
+    lines[2700] = b'{"text": "\xff"}\n'
     write(path, b"".join(lines))
-    expect_error([path], tmp_path / "out", "line 2,701", f"byte {at:,}", item_mb=1)
+    refused("three", f"line 2,701.*byte {at:,}")
 
 
 def test_labels(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_prep.mds import MdsWriter, columns_of, write_index
+from data_prep.store import LocalStore
 from elemdist.errors import UserError
 from elemdist.streaming_compat import import_streaming
 
@@ -28,10 +29,10 @@ def samples_of(count: int, labels: int) -> np.ndarray:
 
 def write_ours(folder: Path, block: np.ndarray, labels: int, size_limit: int) -> MdsWriter:
     folder.mkdir()
-    writer = MdsWriter(str(folder), "shard", n=N, v=V, labels=labels, size_limit=size_limit)
+    writer = MdsWriter(LocalStore(str(folder)), "shard", n=N, v=V, labels=labels, size_limit=size_limit)
     for start in range(0, len(block), writer.samples_per_shard):
         writer.write(block[start : start + writer.samples_per_shard])
-    write_index(str(folder), writer.shards)
+    write_index(LocalStore(str(folder)), writer.shards)
     return writer
 
 
@@ -76,7 +77,7 @@ def test_streaming_dataset_reads_the_same_rows(tmp_path: Path, streaming: Any) -
 
 def test_sample_too_large_for_a_shard() -> None:
     with pytest.raises(UserError, match="cannot hold one sample"):
-        MdsWriter("anywhere", "shard", n=1 << 20, v=16, labels=0, size_limit=1 << 20)
+        MdsWriter(LocalStore("anywhere"), "shard", n=1 << 20, v=16, labels=0, size_limit=1 << 20)
 
 
 def test_index_lists_what_was_written(tmp_path: Path) -> None:

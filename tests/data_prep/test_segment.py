@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import SAMPLES, SEGMENTERS, WIDTHS, rows, texts
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from data_prep.readers import DocumentReader
+from data_prep.library_segmenters import NAMES
 from data_prep.segment import rows_of
-from data_prep.settings import InputSettings
-from data_prep.sources import Part, find_sources
 from elemdist.rows import FIRST_SPECIAL, PAD, rows_to_bytes
 
 CORPUS = os.environ.get("ELEMDIST_TEST_CORPUS")
@@ -97,22 +100,34 @@ def test_long_word_takes_linear_time() -> None:
 
 
 def documents_of(path: str) -> Iterator[bytes]:
-    source = find_sources([path], InputSettings(format="jsonl"))[0]
-    reader = DocumentReader(Part(source, 0, source.size), InputSettings(), "error", lambda _: None)
-    for batch in reader.batches():
-        text = batch.data.tobytes()
-        for start, end in zip(batch.starts, batch.ends, strict=True):
-            yield text[start:end]
+    """The texts of a JSON Lines file, plain or .zst, by nothing of data_prep."""
+    with open(path, "rb") as file:
+        packed = path.endswith(".zst")
+        stream = zstandard.ZstdDecompressor().stream_reader(file) if packed else file
+        for line in io.TextIOWrapper(stream, encoding="utf-8"):
+            yield json.loads(line)["text"].encode()
+
+
+def trained_tokenizer(path: Path) -> str:
+    """A file of byte-level BPE, as most models of our day have it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1000, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(SAMPLES.values(), trainer)
+    tokenizer.save(str(path))
+    return str(path)
 
 
 @pytest.mark.skipif(CORPUS is None, reason="ELEMDIST_TEST_CORPUS names no .jsonl[.zst] file")
-@pytest.mark.parametrize("segmenter", SEGMENTERS)
-def test_outside_corpus(segmenter: str) -> None:
+@pytest.mark.parametrize("segmenter", [*SEGMENTERS, *NAMES])
+def test_outside_corpus(segmenter: str, tmp_path: Path) -> None:
+    tokenizer = trained_tokenizer(tmp_path / "bpe.json") if segmenter == "subword" else None
     count = 0
     for document in documents_of(CORPUS or ""):
         count += 1
-        for v in WIDTHS:
-            assert rows_to_bytes(rows_of(document, v, segmenter)) == document
-        if count % 10 == 0:
+        for v in WIDTHS if segmenter in SEGMENTERS else WIDTHS[-1:]:
+            assert rows_to_bytes(rows_of(document, v, segmenter, tokenizer)) == document
+        if count % 10 == 0 and segmenter in SEGMENTERS:
             assert cut(document.decode(), 12, segmenter) == rows(document.decode(), 12, segmenter)
     assert count

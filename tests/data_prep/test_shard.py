@@ -181,9 +181,10 @@ def test_integer_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "wanted"), [("replace", ["a�b", "ok", "c�d"]), ("skip", ["ok"])]
+    ("choice", "wanted"),
+    [({"on_invalid": "replace"}, ["a�b", "ok", "c�d"]), ({"on_error": "skip"}, ["ok"])],
 )
-def test_invalid_text(tmp_path: Path, choice: Any, wanted: list[str]) -> None:
+def test_invalid_text(tmp_path: Path, choice: dict[str, Any], wanted: list[str]) -> None:
     lines = tmp_path / "a.txt"
     lines.write_bytes(b"a\xffb\nok\nc\xe4d")
     records = tmp_path / "a.jsonl"
@@ -191,11 +192,17 @@ def test_invalid_text(tmp_path: Path, choice: Any, wanted: list[str]) -> None:
     for path in (lines, records):
         out = tmp_path / f"out{path.suffix}"
         input = InputSettings(document="line")
-        summary = shard.run(settings_for([path], out, input=input, on_invalid=choice))
+        summary = shard.run(settings_for([path], out, input=input, **choice))
         assert texts_of(out) == wanted
-        counts = summary.manifests[0]["counts"]
-        assert counts["replaced_documents"] == (2 if choice == "replace" else 0)
-        assert counts["skipped_documents"] == (2 if choice == "skip" else 0)
+        (manifest,) = summary.manifests
+        assert manifest["counts"]["replaced_documents"] == (2 if len(wanted) == 3 else 0)
+        rejected = 2 if len(wanted) == 1 else 0
+        assert manifest["rejected_documents"] == rejected
+        assert (out / "rejects.jsonl").exists() == bool(rejected)
+        if rejected:
+            rejects = [json.loads(line) for line in (out / "rejects.jsonl").open()]
+            assert [reject["where"] for reject in rejects] == ["line 1", "line 3"]
+            assert all(reject["source"] == str(path) for reject in rejects)
 
 
 def test_summary_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,15 +233,20 @@ def test_killed_run_leaves_no_set_and_says_so(tmp_path: Path) -> None:
     command = [sys.executable, str(script), str(path), str(out)]
     for number in (signal.SIGINT, signal.SIGKILL):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-        for _ in range(600):
-            if list(out.glob("*.mds")) or process.poll() is not None:
+        done = len(list(out.glob(".elemdist/done/*")))
+        for _ in range(6000):
+            now = len(list(out.glob(".elemdist/done/*")))
+            if now > done or process.poll() is not None:
                 break
-            time.sleep(0.05)
+            time.sleep(0.005)
         assert process.poll() is None, process.communicate()[1].decode()
         process.send_signal(number)
-        process.communicate(timeout=60)
+        told = process.communicate(timeout=60)[1].decode()
         assert not (out / "index.json").exists()
         if number == signal.SIGINT:
-            assert not out.exists()
-    with pytest.raises(shard.UserError, match="unfinished shard set"):
+            assert "work items are done and kept" in told
+            assert not list(out.glob("*.tmp"))
+        with pytest.raises(shard.UserError, match="unfinished"):
+            ShardSet(str(out))
+    with pytest.raises(shard.UserError, match="unfinished run with n 512 instead of 16"):
         shard.run(settings_for([path], out))

@@ -1,0 +1,296 @@
+"""The state of a run in OUT/.elemdist: who is at work, the plan, what is done. So a run can go on.
+
+lock, lock.K        held by the run, or by part K, for as long as its process lives
+plan.json           settings and input: another command, or a changed input, is refused
+scan/ITEM.json      what the first pass found in an item, and scan/ITEM.hashes
+done/ITEM.json      an item whose shards are all in place
+rejects/ITEM.jsonl  what was left out of it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections import Counter
+from typing import Any
+
+from data_prep.mds import stored
+from data_prep.plan import Done, Job, Plan, SetPart
+from data_prep.settings import part_of
+from data_prep.store import LocalStore, Store, write_error
+from elemdist.errors import UserError
+
+STATE = ".elemdist"
+STDIN_COPY = f"{STATE}/stdin"
+OURS = re.compile(r"shard\.\d+\.\d+\.mds(\.\w+)?|(manifest|index)\.json|(journal|rejects)\.jsonl")
+OURS_UNFINISHED = re.compile(r".*\.tmp")
+
+
+class Journal:
+    """The state folder of one output folder.
+
+    Args:
+        store: the output folder. sets: the folders of its sets; "" is the folder itself.
+    """
+
+    def __init__(self, store: Store, sets: list[str]) -> None:
+        self.store, self.sets = store, sets
+        self._locks: list[int] = []
+        self._created = self._begun = False
+
+    def claim(self, part: str | None) -> None:
+        """Makes sure that no other run is at work in the folder.
+
+        Raises:
+            UserError: one is, or the folder cannot be made.
+        """
+        # An object store has no locks. Two runs of one plan write the same objects there, each in
+        # one piece, and the plan of another run is refused.
+        if not isinstance(self.store, LocalStore):
+            return
+        folder = self.store.path
+        try:
+            self._created = not os.path.isdir(folder)
+            os.makedirs(os.path.join(folder, STATE), exist_ok=True)
+            self._lock("lock", exclusive=part is None)
+            if part is not None:
+                self._lock(f"lock.{part_of(part)[0]}", exclusive=True)
+        except OSError as error:
+            raise write_error(folder, 0, error) from error
+
+    def _lock(self, name: str, exclusive: bool, wait: bool = False) -> int:
+        import fcntl
+
+        handle = os.open(self.store.name_of(f"{STATE}/{name}"), os.O_RDWR | os.O_CREAT, 0o666)
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        try:
+            fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(handle)
+            raise UserError(
+                f"another run is at work in {self.store.path}: wait for its end, or name another "
+                f"folder"
+            ) from None
+        except OSError as error:  # a file system without locks
+            print(
+                f"elemdist shard: {self.store.path} cannot be locked ({error.strerror}): see to "
+                f"it that no other run writes there",
+                file=sys.stderr,
+            )
+        self._locks.append(handle)
+        try:
+            gone = os.stat(self.store.name_of(f"{STATE}/{name}")).st_ino != os.fstat(handle).st_ino
+        except FileNotFoundError:
+            gone = True
+        if gone:  # the run that held it has just ended and cleared its state
+            raise UserError(f"another run in {self.store.path} has just ended: run again")
+        return handle
+
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Any:
+        """For as long as it lasts, no other part is at the same work; waits for one that is."""
+        handle = None
+        if isinstance(self.store, LocalStore):
+            handle = self._lock(f"lock.{name}", exclusive=True, wait=True)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                self._locks.remove(handle)
+                os.close(handle)
+
+    def release(self) -> None:
+        """Lets other runs in."""
+        for handle in self._locks:
+            os.close(handle)
+        self._locks.clear()
+
+    def begin(self, restart: bool) -> None:
+        """Makes sure that the folder holds nothing else, before a plan is known.
+
+        Raises:
+            UserError: it does.
+        """
+        if restart:
+            self.clear()
+            self.claim(None)
+        if self._read("plan.json") is None:
+            self._refuse_content(restart)
+
+    def agree(self, plan: Plan, restart: bool) -> bool:
+        """Begins the plan, or goes on with it; whether the sets are complete already.
+
+        Raises:
+            UserError: the folder holds something else.
+        """
+        kept = self._read("plan.json")
+        if kept is not None and restart and self.store.size(STDIN_COPY) is None:
+            self.clear()
+            self.claim(None)
+            kept = None
+        if kept is not None:
+            plan.compare(kept, self.store.path)
+            self._begun = True
+            return False
+        if self._complete(plan):
+            return True
+        self._refuse_content(restart)
+        self._begun = True
+        self.store.write(f"{STATE}/plan.json", plan.to_json(), flush=True)
+        return False
+
+    def _complete(self, plan: Plan) -> bool:
+        """Whether every set is there, made by the same plan."""
+        for folder in self.sets:
+            store = self.store.within(folder)
+            if store.size("index.json") is None:
+                return False
+            try:
+                header = json.loads(store.read("journal.jsonl").partition(b"\n")[0])
+            except (OSError, ValueError):
+                return False
+            if header.get("plan") != plan.digest:
+                return False
+        return True
+
+    def _refuse_content(self, restart: bool) -> None:
+        found = [name for name in self.store.names() if name != STATE]
+        if not found:
+            return
+        shards = any(OURS.fullmatch(name) for name in found)
+        if shards and "index.json" not in found and restart:
+            self.clear()
+            self.claim(None)
+            return
+        if shards and "index.json" not in found:
+            raise UserError(
+                f"{self.store.path} holds an unfinished shard set, without a plan to go on with: "
+                f"remove the folder, or --restart"
+            )
+        raise UserError(
+            f"{self.store.path} is not empty ({', '.join(found[:3])}{', ...' * (len(found) > 3)}): "
+            f"name another folder, or remove it"
+        )
+
+    def read_scan(self, item: int) -> dict[str, Any] | None:
+        """What the first pass found in an item; None if it has not been there."""
+        return self._read(f"scan/{item:08d}.json")
+
+    def write_scan(self, item: int, found: dict[str, Any], hashes: bytes | None) -> None:
+        """Keeps what the first pass found in an item."""
+        if hashes is not None:
+            self.store.write(hashes_name(item), hashes)
+        self.store.write(f"{STATE}/scan/{item:08d}.json", json.dumps(found).encode())
+
+    def read_done(self, item: int) -> Done | None:
+        """The entry of a converted item; None if it is still to be done."""
+        kept = self._read(f"done/{item:08d}.json")
+        if kept is None:
+            return None
+        sets = {
+            folder: SetPart(one["shards"], Counter(one["counts"]), Counter(one["label_counts"]))
+            for folder, one in kept["sets"].items()
+        }
+        return Done(kept["item"], kept["digests"], sets, kept["rejects"])
+
+    def write_done(self, done: Done) -> None:
+        """Keeps that an item is converted, once its shards are all in place."""
+        name = f"{STATE}/done/{done.item:08d}.json"
+        sets = {
+            folder: {
+                "shards": part.shards,
+                "counts": dict(part.counts),
+                "label_counts": dict(part.label_counts),
+            }
+            for folder, part in done.sets.items()
+        }
+        kept = {"item": done.item, "digests": done.digests, "sets": sets, "rejects": done.rejects}
+        self.store.write(name, json.dumps(kept).encode())
+
+    def drop_done(self, item: int) -> None:
+        """Forgets that an item was converted."""
+        self.store.remove(f"{STATE}/done/{item:08d}.json")
+
+    def intact_items(self, jobs: list[Job]) -> set[int]:
+        """Numbers of the items that are done, and whose shards have the right sizes."""
+        done = self.items_in("done")
+        sizes = {folder: self.store.within(folder).sizes() for folder in self.sets} if done else {}
+        found = set()
+        for job in jobs:
+            kept = self.read_done(job.item.number) if job.item.number in done else None
+            if kept is not None and all(
+                sizes[folder].get(stored(shard)["basename"]) == stored(shard)["bytes"]
+                for folder, part in kept.sets.items()
+                for shard in part.shards
+            ):
+                found.add(job.item.number)
+        return found
+
+    def keep(self, name: str, content: Any) -> None:
+        """Keeps something for the other parts, as JSON."""
+        self.store.write(f"{STATE}/{name}", json.dumps(content).encode())
+
+    def kept(self, name: str) -> Any:
+        """What was kept; None for nothing."""
+        return self._read(name)
+
+    def items_in(self, folder: str) -> set[int]:
+        """Numbers of the items that have a file .json in a folder of the state: scan or done."""
+        names = self.store.names(f"{STATE}/{folder}")
+        return {int(name[:8]) for name in names if name.endswith(".json")}
+
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads(self.store.read(f"{STATE}/{name}"))
+        except FileNotFoundError:
+            return None
+        except ValueError:  # a machine that went down left the name without the content
+            return None
+
+    def leave(self) -> int:
+        """Ends a run that failed: what is done is kept, else nothing is left behind.
+
+        Returns:
+            How many items are done.
+        """
+        try:
+            done = len(self.items_in("done"))
+            if self._begun and not done:
+                self.clear()
+            elif self._read("plan.json") is None:  # what is here is not of this run
+                self.clear_state()
+                if self._created:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(self.store.path)
+            return done
+        finally:
+            self.release()
+
+    def clear_state(self) -> None:
+        """Removes the state, once the sets are complete."""
+        self.store.remove_folder(STATE)
+
+    def clear(self) -> None:
+        """Removes all that runs of ours wrote here, and the folder if this run made it."""
+        for folder in self.sets:
+            store = self.store.within(folder)
+            # Without its index a set is no set, so that goes first.
+            for name in sorted(store.names()):
+                if OURS.fullmatch(name) or OURS_UNFINISHED.fullmatch(name):
+                    store.remove(name)
+        self.store.remove_folder(STATE)
+        self.release()
+        self.store.remove_folder(STATE)  # again: NFS keeps a file that is open
+        if isinstance(self.store, LocalStore):
+            folders = [self.store.name_of(folder) for folder in self.sets if folder]
+            for folder in folders + [self.store.path] * self._created:
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+
+
+def hashes_name(item: int) -> str:
+    """Where the hashes of an item's documents are kept between the passes."""
+    return f"{STATE}/scan/{item:08d}.hashes"

@@ -1,0 +1,72 @@
+"""Labels and ids out of the values of a record, and what is wrong with a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from elemdist.errors import nearest
+
+FIELDS_NAMED = 12  # in an error; a record can have hundreds
+
+
+class RecordError(Exception):
+    """A record that is not as the settings describe it; the message says why."""
+
+
+def kind(value: Any) -> str:
+    """What a value is, in words."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+    if value is None:
+        return "null"
+    return names.get(type(value), "a number")
+
+
+def labels_of(value: Any, separator: str | None, field: str) -> list[str]:
+    """The labels that a value stands for: a list, or one, of strings or integers.
+
+    Args:
+        separator: what stands between labels in one string; None: nothing does.
+        field: the value's field, as an error names it.
+
+    Raises:
+        RecordError: the value is none of these.
+    """
+    if separator is not None and isinstance(value, str):
+        return [label for part in value.split(separator) if (label := part.strip())]
+    labels = value if isinstance(value, list) else [value]
+    for label in labels:
+        if isinstance(label, bool) or not isinstance(label, (str, int)):
+            raise RecordError(f"{field} holds {kind(label)}: labels are strings or integers")
+    return [str(label) for label in labels]
+
+
+def id_of(value: Any, field: str) -> str:
+    """The id that a value stands for: a string or an integer.
+
+    Raises:
+        RecordError: the value is none of these.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise RecordError(f"{field} holds {kind(value)}: an id is a string or an integer")
+    return str(value)
+
+
+def missing(name: str, known: Sequence[str], setting: str, what: str = "field") -> str:
+    """The complaint about a field or column that is not there, and which there are."""
+    names = ", ".join(known[:FIELDS_NAMED]) or "none"
+    more = ", ..." if len(known) > FIELDS_NAMED else ""
+    return (
+        f"no {what} '{name}' (its {what}s: {names}{more}){nearest(name, known)} "
+        f"Set --input.{setting.replace('_', '-')}"
+    )
+
+
+def too_large(limit_mb: int) -> str:
+    """The complaint about a record that is not held in memory."""
+    return f"holds more than {limit_mb:,} MiB: raise --input.max-record-mb"
+
+
+def document_too_large(limit_mb: int) -> str:
+    """The complaint about a document that is larger than allowed."""
+    return f"holds more than {limit_mb:,} MiB: raise --input.max-document-mb"

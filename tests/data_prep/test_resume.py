@@ -1,0 +1,317 @@
+"""Runs that are killed, stopped, shared out or disturbed: the set is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reference import texts as made_texts
+
+from data_prep import shard
+from data_prep.settings import InputSettings, ShardSettings
+from elemdist.errors import UserError
+from elemdist.shards import ShardSet
+from tests.conftest import ELEMDIST, elemdist, expect_user_error
+from tests.data_prep.corpora import MANY, files_of, write_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "made.jsonl", 16_000)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed") / "set"
+    done = elemdist("shard", corpus, "--out", out, "--processes", "1", *MANY)
+    assert done.returncode == 0, done.stderr
+    found = files_of(out)
+    shards = [name for name in found if name.endswith(".mds")]
+    assert len(shards) > 16, "too few for a run to be killed in between"
+    assert "rejects.jsonl" in found
+    return found
+
+
+def test_killed_at_ten_moments(corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    rng = random.Random()
+    seed = rng.randrange(1 << 30)
+    rng.seed(seed)
+    print(f"seed {seed}")
+    out = tmp_path / "set"
+    command = [ELEMDIST, "shard", str(corpus), "--out", str(out), "--processes", "2", *MANY]
+    killed = 0
+    for _ in range(10):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        moment = rng.uniform(0.0, 4.0)
+        try:
+            process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            killed += 1
+        if (out / ".elemdist").exists():
+            assert not (out / "train/index.json").exists() or (out / "train/journal.jsonl").exists()
+    done = elemdist(*command[1:])
+    assert done.returncode == 0, done.stderr
+    assert files_of(out) == undisturbed
+    assert killed
+
+
+@pytest.mark.parametrize("processes", ["2", "5"])
+def test_more_processes(
+    corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path, processes: str
+) -> None:
+    done = elemdist("shard", corpus, "--out", tmp_path / "set", "--processes", processes, *MANY)
+    assert done.returncode == 0, done.stderr
+    assert files_of(tmp_path / "set") == undisturbed
+
+
+def test_parts_of_an_array(corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    command = ["shard", corpus, "--out", out, "--processes", "1", *MANY]
+    parts = [[*command, "--part", f"{number}/3"] for number in range(3)]
+    for told in ("its share of the first pass is done", "the same command without --part"):
+        for part in parts[:2]:
+            done = elemdist(*part)
+            assert done.returncode == 0, done.stderr
+        done = elemdist(*parts[2])
+        assert told in done.stdout or "work items are done" in done.stdout
+        assert not (out / "train/index.json").exists()
+    done = elemdist(*command)
+    assert done.returncode == 0, done.stderr
+    assert files_of(out) == undisturbed
+
+
+@settings(
+    deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    documents=st.lists(made_texts, min_size=1, max_size=30),
+    repeat=st.integers(1, 60),
+    segmenter=st.sampled_from(("word", "char", "byte")),
+    packing=st.sampled_from(("document", "packed")),
+    dedup=st.sampled_from(("off", "exact", "normalized")),
+)
+def test_random_corpora(
+    tmp_path_factory: pytest.TempPathFactory,
+    documents: list[str],
+    repeat: int,
+    segmenter: Any,
+    packing: Any,
+    dedup: Any,
+) -> None:
+    folder = tmp_path_factory.mktemp("random")
+    rng = random.Random(0)
+    for number in range(4):
+        some = [rng.choice(documents) + str(rng.randrange(50)) * 40 for _ in range(100 * repeat)]
+        lines = [json.dumps({"text": text}) + "\n" for text in some]
+        (folder / f"{number}.jsonl").write_text("".join(lines))
+    found = []
+    for processes in (1, 2, 5):
+        out = folder / str(processes)
+        shard.run(
+            ShardSettings(
+                [str(folder / f"{number}.jsonl") for number in range(4)],
+                str(out),
+                n=8,
+                v=4,
+                segmenter=segmenter,
+                packing=packing,
+                dedup=dedup,
+                item_mb=1,
+                shard_mb=1,
+                processes=processes,
+                quiet=True,
+            )
+        )
+        found.append(files_of(out))
+    assert found[0] == found[1] == found[2]
+
+
+def interrupted(corpus: Path, out: Path, *options: str) -> None:
+    """Leaves an unfinished run in `out`: killed as soon as two work items are done."""
+    command = [ELEMDIST, "shard", str(corpus), "--out", str(out), "--processes", "1", *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(1200):
+        if len(list(out.glob(".elemdist/done/*"))) >= 2 or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not list(out.rglob("index.json"))
+
+
+def test_what_is_done_is_not_done_again(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    interrupted(corpus, out, *MANY)
+    entry = sorted(out.glob(".elemdist/done/*"))[0]
+    shards = sorted(out.glob("*/shard.00000.*"))
+    before = [path.stat().st_mtime_ns for path in (entry, *shards)]
+    done = elemdist("shard", corpus, "--out", out, "--processes", "1", *MANY)
+    assert done.returncode == 0, done.stderr
+    assert [path.stat().st_mtime_ns for path in shards] == before[1:]
+
+
+def test_damaged_while_unfinished(
+    corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "set"
+    interrupted(corpus, out, *MANY)
+    first = sorted(out.glob("train/shard.00000.*"))[0]
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    first.write_bytes(content)
+    sorted(out.glob("train/shard.00001.*"))[0].unlink()
+    done = elemdist("shard", corpus, "--out", out, "--processes", "2", *MANY)
+    assert done.returncode == 0, done.stderr
+    assert files_of(out) == undisturbed
+
+
+def test_another_command_is_refused(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    interrupted(corpus, out, *MANY)
+    other = elemdist("shard", corpus, "--out", out, *MANY, "--n", "32")
+    expect_user_error(other, "unfinished run with n 16 instead of 32", "--restart")
+    more = write_corpus(tmp_path / "more.jsonl", 5)
+    expect_user_error(elemdist("shard", corpus, more, "--out", out, *MANY), "--restart")
+
+
+def test_changed_input_is_refused(tmp_path: Path) -> None:
+    corpus, out = write_corpus(tmp_path / "made.jsonl", 6000), tmp_path / "set"
+    options = ["--n", "16", "--v", "8", "--item-mb", "1", "--on-error", "skip"]
+    interrupted(corpus, out, *options)
+    with corpus.open("a") as file:
+        file.write('{"text": "more"}\n')
+    again = ["shard", corpus, "--out", out, *options]
+    expect_user_error(elemdist(*again), f"{corpus} changed since", "--restart")
+    done = elemdist(*again, "--restart")
+    assert done.returncode == 0, done.stderr
+    fresh = tmp_path / "fresh"
+    assert elemdist("shard", corpus, "--out", fresh, *options).returncode == 0
+    assert files_of(out) == files_of(fresh)
+
+
+def test_a_second_run_is_refused(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    command = [ELEMDIST, "shard", str(corpus), "--out", str(out), "--processes", "1", *MANY]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not (out / ".elemdist/plan.json").exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)  # so that it is surely still at work
+    try:
+        expect_user_error(elemdist(*command[1:]), "another run is at work", str(out))
+        expect_user_error(elemdist(*command[1:], "--part", "0/2"), "another run is at work")
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert process.wait() == 0
+    again = elemdist(*command[1:])
+    assert again.returncode == 0
+    assert "complete already" in again.stdout
+
+
+def test_an_error_keeps_what_is_done(tmp_path: Path) -> None:
+    corpus, out = write_corpus(tmp_path / "made.jsonl", 6000), tmp_path / "set"
+    lines = corpus.read_text().splitlines(keepends=True)
+    good = [line for line in lines if not line.startswith("{broken")]
+    corpus.write_text("".join(good) + "{broken\n")
+    command = ["shard", corpus, "--out", out, "--n", "16", "--item-mb", "1", "--processes", "1"]
+    failed = elemdist(*command)
+    expect_user_error(failed, f"line {len(good) + 1:,}", "not valid JSON")
+    assert re.search(r"[1-9]\d* of \d+ work items are done and kept", failed.stderr)
+    done = elemdist(*command, "--on-error", "skip")
+    assert done.returncode == 0, done.stderr
+    assert "1 documents were left out" in done.stdout
+    (reject,) = (json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines())
+    assert reject["where"] == f"line {len(good) + 1:,}"
+    assert ShardSet(str(out)).manifest["rejected_documents"] == 1
+
+
+def test_standard_input(corpus: Path, tmp_path: Path) -> None:
+    lines = corpus.read_bytes().splitlines(keepends=True)[:3000]
+    text = b"".join(line for line in lines if not line.startswith(b"{broken"))
+    (tmp_path / "same.jsonl").write_bytes(text)
+    options = ["--n", "16", "--item-mb", "1", "--input.format", "jsonl"]
+    piped = subprocess.run(
+        [ELEMDIST, "shard", "-", "--out", str(tmp_path / "a"), *options],
+        input=text,
+        capture_output=True,
+    )
+    assert piped.returncode == 0, piped.stderr.decode()
+    assert (
+        elemdist("shard", tmp_path / "same.jsonl", "--out", tmp_path / "b", *options).returncode
+        == 0
+    )
+    for path in sorted((tmp_path / "b").glob("*.mds")):
+        assert (tmp_path / "a" / path.name).read_bytes() == path.read_bytes()
+    assert ShardSet(str(tmp_path / "a")).manifest["sources"][0]["path"] == "-"
+    assert not (tmp_path / "a/.elemdist").exists()
+
+
+def test_killed_process(tmp_path: Path) -> None:
+    """A process that the system kills ends the run with one line, and the next run goes on."""
+    corpus, out = write_corpus(tmp_path / "made.jsonl", 9000), tmp_path / "set"
+    options = ["--n", "16", "--item-mb", "1", "--on-error", "skip", "--processes", "2"]
+    command = [ELEMDIST, "shard", str(corpus), "--out", str(out), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(out.glob(".elemdist/done/*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = [pid for pid in descendants(process.pid) if "shard." in open_files(pid)] or [
+        pid for pid in descendants(process.pid) if not descendants(pid)
+    ]
+    os.kill(workers[-1], signal.SIGKILL)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 2, told
+    assert "a process was killed while it converted" in told
+    done = elemdist(*command[1:])
+    assert done.returncode == 0, done.stderr
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes started by a process, and by those."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            child = int(path.parent.name)
+            found += [child, *descendants(child)]
+    return found
+
+
+def open_files(pid: int) -> str:
+    try:
+        return " ".join(os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return ""
+
+
+def test_input_settings_that_cannot_be(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+
+    def refuse(wanted: str, **more: Any) -> None:
+        with pytest.raises(UserError, match=wanted):
+            shard.run(ShardSettings([str(path)], str(tmp_path / "out"), quiet=True, **more))
+
+    refuse("split: '.*'.*train=0.98", split="train")
+    refuse("make 0.9 together", split="train=0.8,val=0.1")
+    refuse("exclude each other", split="train=0.5,val=0.5", holdout_last=1)
+    refuse("K/N", part="3/3")
+    refuse("have no id", split="a=1.0", split_by="id", input=InputSettings(document="line"))
+    refuse("unknown 'xxh3_129'.*did you mean 'xxh3_128'", hashes="xxh3_129")
+    refuse("compression", compression="zip")
+    refuse("subword and tokenizer", segmenter="subword")
