@@ -129,7 +129,7 @@ def staged(
     settings: ConvertSettings, target: MdsFolder, stage: str, folders: list[MdsFolder]
 ) -> ConvertSettings:
     """The settings of the run that makes the new shards, like those of the set."""
-    last = target.index["shards"][-1]
+    last = target.last
     hashes = settings.hashes
     limit = max(1, -(-int(last.get("size_limit") or 64 << 20) // (1 << 20)))
     return dataclasses.replace(
@@ -137,8 +137,10 @@ def staged(
         sets=[folder.path for folder in folders],
         out=os.path.join(settings.append or "", stage),
         append=None,
-        compression=last["compression"] if settings.compression is None else settings.compression,
-        hashes=",".join(last["hashes"]) if hashes is None else hashes,
+        compression=last.get("compression")
+        if settings.compression is None
+        else settings.compression,
+        hashes=",".join(last.get("hashes") or ["xxh3_128"]) if hashes is None else hashes,
         shard_mb=limit if settings.shard_mb is None else settings.shard_mb,
         quiet=True,
     )

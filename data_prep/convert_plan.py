@@ -14,6 +14,7 @@ from data_prep.mds import hash_names
 from data_prep.mds_files import MdsFolder
 from data_prep.mds_rows import goes_on, losses
 from data_prep.pipeline import ShardSummary, make_sets
+from data_prep.segment import segmenter_versions
 from data_prep.settings import InputSettings, ShardSettings, check
 from elemdist import compression
 from elemdist.errors import UserError, nearest
@@ -55,7 +56,9 @@ def is_copy(settings: ConvertSettings, folders: list[MdsFolder]) -> bool:
         if asked is None:
             _agree(key, found, f"--{key} shards all of them anew")
         anew = anew or (asked is not None and set(found.values()) != {asked})
-    anew = anew or (settings.tokenizer is not None and tokenizer_of(folders) is None)
+    if settings.tokenizer is not None:
+        digest = tokenizer_digest(settings.tokenizer)
+        anew = anew or any(rows_key(folder, "tokenizer") != digest for folder in folders)
     if not anew:
         for key in ("classes_version", "tokenizer"):
             found = {folder.path: rows_key(folder, key) for folder in folders}
@@ -81,6 +84,15 @@ def tokenizer_of(folders: Iterable[MdsFolder]) -> str | None:
         if made.get("tokenizer") is not None:
             return str(made["tokenizer"])
     return None
+
+
+def tokenizer_digest(path: str) -> str:
+    """The hash of a tokenizer file, as a manifest has it.
+
+    Raises:
+        UserError: there is none, or it is no tokenizer.
+    """
+    return segmenter_versions("subword", path)["tokenizer_xxh3_128"]
 
 
 def _agree(key: str, found: dict[str, Any], hint: str) -> None:
@@ -188,10 +200,12 @@ def copy(settings: ConvertSettings, folders: list[MdsFolder], choice: Choice) ->
         work=choice.to_text(),
     )
     check(run)
-    if run.tokenizer is not None and not os.path.isfile(run.tokenizer):
-        raise UserError(
-            f"{run.tokenizer}, the tokenizer of {first.name}, is gone: --tokenizer FILE"
-        )
+    if run.tokenizer is not None:
+        digest = rows_key(first, "tokenizer")
+        if not os.path.isfile(run.tokenizer) or tokenizer_digest(run.tokenizer) != digest:
+            raise UserError(
+                f"{run.tokenizer} is not the tokenizer of {first.name}: --tokenizer names its file"
+            )
     more = {
         "converted_from": origins(folders, whole=not choice.some),
         "classes_version": rows_key(first, "classes_version"),

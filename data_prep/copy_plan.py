@@ -85,9 +85,8 @@ def _stretches(
         low, end = min(choice.start, folder.samples), folder.samples
         if choice.end is not None and (choice.tear or not goes_on(folder)):
             end = min(end, choice.end)
-        step = choose.AT_ONCE if choice.some else max(1, folder.samples)
         while low < end:
-            high = min(end, low + step)
+            high = min(end, low + choose.AT_ONCE)
             yield place, low, high, chosen(folder, low, high, choice)
             low = high
 

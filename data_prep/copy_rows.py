@@ -13,7 +13,7 @@ from data_prep import choose, row_text
 from data_prep.choose import Choice, chosen
 from data_prep.copy_plan import writer_of
 from data_prep.documents import Part
-from data_prep.mds_files import MdsFolder
+from data_prep.mds_files import MdsFolder, opened
 from data_prep.plan import Done, Job, SetPart
 from data_prep.settings import ShardSettings
 from elemdist.rows import DOC, PAD, SEP
@@ -105,7 +105,8 @@ def copy_item(job: Job, settings: ShardSettings, progress: Progress) -> Done:
     """
     # A set that is repaired has the settings of a plain run.
     choice = Choice.of_text(getattr(settings, "work", choose.COPY))
-    folders = {part.source.path: MdsFolder(part.source.path) for part in job.item.parts}
+    sources = {part.source.path: part.source for part in job.item.parts}
+    folders = {path: opened(path, source.version) for path, source in sources.items()}
     if choice.shuffle is not None:
         return _copy_shuffled(job, settings, choice, folders, progress)
     copier = Copier(job, settings)

@@ -1,4 +1,4 @@
-"""The compiled loops: text bytes to marks, marks to rows and samples. The only file with numba.
+"""The compiled loops: text bytes to marks, marks to rows and samples.
 
 A segmenter is a function that marks the first byte of every material of a text: one uint8 for each
 byte, 1 at a start. It goes over the text in passes without branches, which the compiler turns into

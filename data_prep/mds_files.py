@@ -7,6 +7,8 @@ is compressed, or in an object store, is held in memory while it is read: nothin
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 import os
@@ -51,7 +53,7 @@ class MdsFolder:
     Attributes:
         path: as given. name: the same without what may be secret in it.
         shards: the entries of the index. ends: (shards,) int64, the samples up to the end of each.
-        samples: how many there are. index: index.json as it is.
+        samples: how many there are. last: the last entry of the index, as it is; {} for none.
         manifest: of a set of byte rows, else None. labels: its label names, or None.
         n, v: materials of a sample, bytes of a material; 0 without a manifest.
         head: bytes of the label bitmap before a sample's rows.
@@ -68,14 +70,15 @@ class MdsFolder:
         self._folder = open_folder(path)
         self.name = self._folder.name
         try:
-            self.index, text = read_json(self._folder, "index.json")
+            index, text = read_json(self._folder, "index.json")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise missing_index(self._folder) from error
         self.manifest: dict[str, Any] | None = None
         self.labels: list[str] | None = None
         self.n = self.v = self.head = 0
         try:
-            self.shards = [_shard(entry, self.name) for entry in self.index["shards"]]
+            self.shards = [_shard(entry, self.name) for entry in index["shards"]]
+            self.last: dict[str, Any] = index["shards"][-1] if self.shards else {}
             if self._folder.exists("manifest.json"):
                 manifest, more = read_json(self._folder, "manifest.json")
                 if manifest.get("format") == FORMAT:  # other tools write such files, too
@@ -231,6 +234,25 @@ class MdsFolder:
                 f"copy it again"
             )
         return offsets
+
+
+def opened(path: str, version: str) -> MdsFolder:
+    """A folder, of which a process parses the index only once.
+
+    Args:
+        version: changes when the set is replaced; "": not known, so that it is parsed anew.
+
+    Raises:
+        UserError: as MdsFolder.
+    """
+    folder = copy.copy(_parsed(path, version) if version else MdsFolder(path))
+    folder._open = OrderedDict()  # the files may still have been replaced since
+    return folder
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(path: str, version: str) -> MdsFolder:
+    return MdsFolder(path)
 
 
 def _shard(entry: dict[str, Any], where: str) -> Shard:

@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 from data_prep.documents import Batch, Part, Problems, Source
-from data_prep.mds_files import MdsFolder
+from data_prep.mds_files import MdsFolder, opened
 from data_prep.settings import ShardSettings
 
 BLOCK_BYTES = 1 << 21  # of samples at a time: what stays in a core's cache while it is worked on
@@ -102,7 +102,7 @@ class MdsReader:
         Raises:
             UserError: no MDS set, or one without the columns that the settings name.
         """
-        folder = MdsFolder(part.source.path)
+        folder = opened(part.source.path, part.source.version)
         self._start = part.start
         self._blocks = SampleBlocks(folder, part, progress)
         self._documents: Iterator[Batch]

@@ -40,7 +40,7 @@ def goes_on(folder: MdsFolder) -> bool:
 
 
 class RowDocuments:
-    """The documents that begin in the samples of a part."""
+    """The documents that begin in the samples of a part, of any size: they were taken before."""
 
     def __init__(self, blocks: SampleBlocks, settings: ShardSettings) -> None:
         """

@@ -16,6 +16,7 @@ from data_prep.progress import Progress
 from data_prep.settings import ShardSettings
 from data_prep.store import LocalStore, Store, open_store
 from elemdist.errors import UserError
+from elemdist.remote import public
 
 JOURNAL, REJECTS = "journal.jsonl", "rejects.jsonl"
 READ_BYTES = 1 << 20
@@ -88,6 +89,7 @@ def _record(job: Job, done: Done, folder: str) -> dict[str, Any]:
         place = {"start": part.start, "end": part.end, "weight": part.weight, "xxh3_128": digest}
         source = asdict(part.source)
         del source["version"]  # another copy of the same input has another one
+        source["path"] = public(source["path"])
         parts.append(source | place)
     return {
         "item": done.item,

@@ -66,7 +66,7 @@ def run_all(
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
             raise UserError(
-                "a process was killed while it converted, most likely for want of memory: "
+                "a process was killed at its work, most likely for want of memory: "
                 "use fewer processes, or smaller shard_mb and item_mb"
             ) from error
         finally:

@@ -100,7 +100,7 @@ class Router:
             key: bytes | memoryview = batch.ids[document].encode(errors="surrogatepass")
         else:
             start, end = int(batch.starts[document]), int(batch.ends[document])
-            key = memoryview(batch.data)[start : min(end, start + SPLIT_BYTES)]
+            key = batch.data[start : min(end, start + SPLIT_BYTES)].data
         place = xxhash.xxh3_64_intdigest(key) / 2**64
         return min(int(np.searchsorted(self._bounds, place, side="right")), self._sets - 1)
 

@@ -66,7 +66,7 @@ class ShardSettings:
 
     inputs: list[str]
     """Files, folders (searched in depth, in sorted order), globs, URLs of object stores
-    (s3://bucket/folder), or - for standard input."""
+    (s3://bucket/folder), or - for standard input (kept in OUT until the set is complete)."""
 
     out: str
     """The folder to write, or its URL in an object store: missing, empty, or unfinished by the

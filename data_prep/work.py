@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from data_prep.documents import Batch, Problems
 from data_prep.mds import MdsWriter, hash_names
 from data_prep.plan import Done, Item, Job, SetPart
-from data_prep.readers import open_part
+from data_prep.readers import Reader, open_part
 from data_prep.route import Router
 from data_prep.settings import MIB, ShardSettings
 from data_prep.store import open_store
@@ -81,10 +82,7 @@ def convert(job: Job, settings: ShardSettings, progress: Progress) -> Done:
             reader = open_part(part, settings, problems, progress)
             for batch in reader.batches():
                 bitmaps, refused = names.bitmaps(
-                    batch,
-                    lambda place, text, reader=reader, path=part.source.path: problems.add(
-                        path, reader.where(place), text
-                    ),
+                    batch, partial(_report, problems, part.source.path, reader)
                 )
                 outputs[0].counts["replaced_documents"] += batch.replaced
                 for routed in router.sort(batch, refused):
@@ -98,6 +96,11 @@ def convert(job: Job, settings: ShardSettings, progress: Progress) -> Done:
         output.counts["duplicate_bytes"] = size
     sets = {folder: output.finish(names) for folder, output in zip(job.sets, outputs, strict=True)}
     return Done(job.item.number, digests, sets, problems.listed)
+
+
+def _report(problems: Problems, path: str, reader: Reader, place: int, problem: str) -> None:
+    """Adds a problem of a document that the reader has already delivered."""
+    problems.add(path, reader.where(place), problem)
 
 
 def rejects_name(item: int) -> str:

@@ -83,6 +83,13 @@ def plot(argv: list[str]) -> int:
     return 0
 
 
+def bench(argv: list[str]) -> int:
+    """compare with other packages on this machine; in a source checkout only"""
+    from elemdist.bench import run
+
+    return run(argv)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "shard": shard,
     "convert": convert,
@@ -91,6 +98,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "plot": plot,
+    "bench": bench,
 }
 
 

@@ -49,6 +49,10 @@ class LocalFolder:
     def exists(self, name: str) -> bool:
         return os.path.exists(os.path.join(self.path, name))
 
+    def exists_beside(self, name: str) -> bool:
+        """Whether the folder that this one lies in has it."""
+        return os.path.exists(os.path.join(os.path.dirname(os.path.abspath(self.path)), name))
+
 
 class RemoteFolder:
     """A set's folder in an object store; `name` is its URL without secrets, for messages."""
@@ -56,7 +60,15 @@ class RemoteFolder:
     def __init__(self, url: str) -> None:
         self.path = url.rstrip("/")
         self.name = public(self.path)
-        self._files, self._root = filesystem(self.path)
+        self._open, self._root = filesystem(self.path)
+        self._pid = os.getpid()
+
+    @property
+    def _files(self) -> Any:
+        """The file system; some kinds do not work in a process forked from theirs."""
+        if self._pid != os.getpid():
+            self._open, self._pid = filesystem(self.path)[0], os.getpid()
+        return self._open
 
     def _tried(self, action: Callable[[], Any], what: str) -> Any:
         try:
@@ -68,14 +80,20 @@ class RemoteFolder:
     def read(self, name: str, first: int = 0, end: int | None = None) -> bytes:
         """As LocalFolder.read; again where the store fails."""
         place = f"{self._root}/{name}"
+        part = {} if end is None and not first else {"start": first, "end": end}
         return self._tried(
-            lambda: self._files.cat_file(place, start=first, end=end),
-            f"reading {self.name}/{name}",
+            lambda: self._files.cat_file(place, **part), f"reading {self.name}/{name}"
         )
 
     def exists(self, name: str) -> bool:
-        place = f"{self._root}/{name}"
-        return self._tried(lambda: self._files.exists(place), f"looking for {self.name}/{name}")
+        return self._exists(f"{self._root}/{name}")
+
+    def exists_beside(self, name: str) -> bool:
+        above = self._root.rpartition("/")[0]
+        return bool(above) and self._exists(f"{above}/{name}")
+
+    def _exists(self, place: str) -> bool:
+        return self._tried(lambda: self._files.exists(place), f"looking into {self.name}")
 
 
 Folder = LocalFolder | RemoteFolder

@@ -39,12 +39,13 @@ def read_json(folder: Folder, name: str) -> tuple[dict[str, Any], bytes]:
 
 def missing_index(folder: Folder) -> UserError:
     """Why a folder has no index.json, and what to do about it."""
-    if isinstance(folder, LocalFolder) and not os.path.isdir(folder.path):
-        return UserError(f"no shard folder {folder.name}: {MAKE_ONE}")
-    if folder.exists(UNFINISHED):
+    # A run that makes several sets keeps its own files beside their folders.
+    if folder.exists(UNFINISHED) or folder.exists_beside(UNFINISHED):
         return UserError(
             f"{folder.name} is unfinished: run the same `elemdist shard` command again, it goes on"
         )
+    if isinstance(folder, LocalFolder) and not os.path.isdir(folder.path):
+        return UserError(f"no shard folder {folder.name}: {MAKE_ONE}")
     inner = [
         f"{folder.name}/{name}"
         for name in ("train", "val", "test")

@@ -198,7 +198,7 @@ class ShardSet:
         places = ids - self._starts[shard_of]
         numbers, size = shard_of.tolist(), self._sample_bytes
         views = {number: self._view(number) for number in set(numbers)}
-        if len(views) == 1:
+        if len(views) == 1:  # half the work of what follows
             return np.frombuffer(views[numbers[0]], np.uint8).reshape(-1, size)[places]
         # One copy by join() takes half the time of a numpy gather for each shard.
         firsts = (places * size).tolist()

@@ -124,6 +124,9 @@ class MappedDataset(streaming.StreamingDataset):
 
     def _by_set(self, ids: np.ndarray) -> Iterator[tuple[ShardSet, np.ndarray, np.ndarray]]:
         """Each set with the places in `ids` that are its, and their numbers in it."""
+        if len(self.sets) == 1:
+            yield self.sets[0], np.arange(len(ids)), ids
+            return
         set_of = np.searchsorted(self.sample_offset_per_stream, ids, side="right") - 1
         for number in np.unique(set_of).tolist():
             here = np.flatnonzero(set_of == number)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from elemdist.shards import ShardSet
 from elemdist.streaming_compat import import_streaming
 
 N, V, LABELS = 6, 4, ["a", "b", "c"]
@@ -60,3 +61,15 @@ def edit_json(path: Path, change: Any) -> None:
     value = json.loads(path.read_text())
     change(value)
     path.write_text(json.dumps(value))
+
+
+def flip(path: Path, place: int = -1) -> None:
+    """Changes one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def all_ids(shards: ShardSet) -> np.ndarray:
+    """Every sample number once, in random order."""
+    return np.random.default_rng(1).permutation(shards.samples)

@@ -139,6 +139,7 @@ def main() -> None:
             "MB/s",
             ["WordPiece to MDS"],
             [("elemdist shard", "WordPiece to MDS", 20)],
+            [("elemdist shard", 40)],
         )
         shard.measure(
             {

@@ -35,13 +35,15 @@ class Rates:
 
     Attributes:
         unit: of the rates. bases: those peers that the others are compared with.
-        targets: (peer, base, smallest ratio of the medians within a round).
+        targets: (peer, base, least): the smallest ratio within a round that is aimed at.
+        floors: (peer, least): the smallest rate.
     """
 
     title: str
     unit: str
     bases: list[str]
     targets: list[tuple[str, str, float]] = field(default_factory=list)
+    floors: list[tuple[str, float]] = field(default_factory=list)
     rates: dict[str, list[float]] = field(default_factory=dict)
 
     def measure(self, peers: dict[str, Peer], rounds: int) -> None:

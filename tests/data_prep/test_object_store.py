@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -137,6 +138,52 @@ def read_back(local: Path, tmp_path: Path) -> None:
     assert read.stdout == wanted.tobytes(), read.stderr.decode()[-2000:]
     verified = elemdist("verify", f"{BUCKET}/set")
     assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+class Flaky(threading.Thread):
+    """Passes connections on to a server, and drops the first requests of each kind of work."""
+
+    def __init__(self, url: str, drop: int) -> None:
+        super().__init__(daemon=True)
+        host, _, port = url.removeprefix("http://").partition(":")
+        self._server, self._drop = (host, int(port)), drop
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.dropped = 0
+
+    def run(self) -> None:
+        while True:
+            client, _ = self._socket.accept()
+            if self.dropped < self._drop:
+                self.dropped += 1
+                client.close()
+                continue
+            server = socket.create_connection(self._server)
+            for one, other in ((client, server), (server, client)):
+                threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _pass(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(1 << 16):
+                other.sendall(data)
+        with contextlib.suppress(OSError):
+            other.shutdown(socket.SHUT_WR)
+
+
+def test_a_store_that_fails_for_a_while(store: str, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "made.jsonl", 500)
+    flaky = Flaky(store, drop=12)  # more than the store's own library tries for one request
+    flaky.start()
+    done = elemdist(
+        "shard", corpus, "--out", f"{BUCKET}/flaky", *OPTIONS, AWS_ENDPOINT_URL=flaky.url
+    )
+    assert done.returncode == 0, done.stderr
+    assert flaky.dropped == 12
+    assert elemdist("shard", corpus, "--out", tmp_path / "set", *OPTIONS).returncode == 0
+    there = objects("flaky")
+    for path in (tmp_path / "set").glob("*.mds"):
+        assert there[path.name] == path.read_bytes()
 
 
 def test_mistakes(store: str, tmp_path: Path) -> None:

@@ -235,11 +235,11 @@ def test_damaged_json(tmp_path: Path, name: str, content: bytes | None) -> None:
 
 def test_strangers_are_only_warned_of(tmp_path: Path) -> None:
     path = packed(tmp_path / "set")
-    for name in ("shard.00099.00000.mds", "notes.txt", "rejects.jsonl", "journal.jsonl"):
+    strangers = ["notes.txt", "shard.00099.00000.mds"]
+    for name in (*strangers, "rejects.jsonl", "journal.jsonl"):
         (path / name).write_bytes(b"")
     report = check(path)
     assert report.good
-    strangers = ["notes.txt", "shard.00099.00000.mds"]
     assert report.warnings == [f"{name} is no part of the set" for name in strangers]
 
 
