@@ -83,7 +83,7 @@ def make_items(sources: list[Source], settings: ShardSettings) -> list[Item]:
     Raises:
         UserError: a file cannot be read.
     """
-    from data_prep.sources import cut
+    from data_prep.readers.sources import cut
 
     limit = settings.item_mb * MIB
     items: list[Item] = []

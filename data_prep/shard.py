@@ -9,7 +9,7 @@ of its own, so the result does not depend on the number of processes, nor on wha
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.settings import InputSettings, ShardSettings, check
 from elemdist.errors import UserError
@@ -36,7 +36,7 @@ def run(settings: ShardSettings) -> ShardSummary:
     from data_prep.mds import hash_names
     from data_prep.pipeline import make_sets
     from data_prep.plan import make_items
-    from data_prep.sources import find_sources
+    from data_prep.readers.sources import find_sources
     from data_prep.work import convert
     from elemdist import compression
 
@@ -47,7 +47,9 @@ def run(settings: ShardSettings) -> ShardSummary:
     inputs = [_kept_stdin(settings) if entry == STDIN else entry for entry in settings.inputs]
     sources = find_sources(inputs, settings.input)
     _check_formats(sources, settings)
-    summary = make_sets(settings, make_items(sources, settings), _known_labels(settings), convert)
+    more = _converted_from(sources)
+    items = make_items(sources, settings)
+    summary = make_sets(settings, items, _known_labels(settings), convert, more)
     if not settings.quiet:
         print(describe(summary))
     return summary
@@ -106,6 +108,17 @@ def _check_formats(sources: list[Source], settings: ShardSettings) -> None:
                 raise UserError("split_by id needs input.id_field, the field that holds the id")
             if not fields and not named:
                 raise UserError(f"{source.path}: its documents have no id: set split_by bytes")
+
+
+def _converted_from(sources: list[Source]) -> dict[str, Any]:
+    """For the manifest: which of the sources are shard sets, and what those lost already."""
+    paths = [source.path for source in sources if source.format == "mds"]
+    if not paths:
+        return {}
+    from data_prep.convert.plan import origins
+    from data_prep.readers.mds_files import MdsFolder
+
+    return {"converted_from": origins([MdsFolder(path) for path in paths], whole=False)}
 
 
 def _known_labels(settings: ShardSettings) -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ import numpy as np
 from data_prep.documents import Batch, Problems
 from data_prep.mds import MdsWriter, hash_names
 from data_prep.plan import Done, Item, Job, SetPart
-from data_prep.readers import Reader, open_part
+from data_prep.readers.parts import Reader, open_part
 from data_prep.route import Router
 from data_prep.settings import MIB, ShardSettings
 from data_prep.store import open_store

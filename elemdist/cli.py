@@ -11,7 +11,7 @@ from elemdist.errors import EXIT_USER_ERROR, UserError, nearest
 
 
 def shard(argv: list[str]) -> int:
-    """convert text or JSON Lines into shards of byte rows, offline"""
+    """convert text of any format into shards of byte rows, offline"""
     from data_prep.shard import ShardSettings, run
     from elemdist.commandline import parse
 
@@ -21,7 +21,7 @@ def shard(argv: list[str]) -> int:
 
 def convert(argv: list[str]) -> int:
     """make shards out of shards, or text again: merge, select, append, cut anew"""
-    from data_prep.convert import ConvertSettings, run
+    from data_prep.convert.main import ConvertSettings, run
     from elemdist.commandline import parse
 
     run(parse(ConvertSettings, argv, "elemdist convert", "sets", convert.__doc__))
@@ -29,8 +29,8 @@ def convert(argv: list[str]) -> int:
 
 
 def inspect(argv: list[str]) -> int:
-    """show a shard folder: its manifest, and rows slot by slot"""
-    from data_prep.show import InspectSettings, run
+    """show what a shard folder holds; advise on n and v for text"""
+    from data_prep.inspect.main import InspectSettings, run
     from elemdist.commandline import parse
 
     run(parse(InspectSettings, argv, "elemdist inspect", "path", inspect.__doc__))
@@ -39,7 +39,7 @@ def inspect(argv: list[str]) -> int:
 
 def verify(argv: list[str]) -> int:
     """check a shard set wholly, name what is bad, and repair it"""
-    from data_prep.verify import VerifySettings, run
+    from data_prep.verify.main import VerifySettings, run
     from elemdist.commandline import parse
 
     return run(parse(VerifySettings, argv, "elemdist verify", "path", verify.__doc__))

@@ -22,7 +22,7 @@ from elemdist.rows import DOC, PAD
 from elemdist.shards import ShardSet
 
 MASK_64 = (1 << 64) - 1
-STEPS_AT_ONCE = 64  # whose sample numbers are worked out together
+SAMPLES_AT_ONCE = 1 << 14  # of a rank, whose numbers are worked out together
 AHEAD = 8  # batches whose shards an evaluation asks for
 
 
@@ -51,8 +51,11 @@ def shuffled(places: np.ndarray, size: int, seed: int) -> np.ndarray:
         return (left << half) | right
 
     x = rounds(places.astype(np.uint64))
-    while (outside := x >= size).any():
-        x[outside] = rounds(x[outside])
+    outside = np.flatnonzero(x >= size)
+    while len(outside):
+        walked = rounds(x[outside])
+        x[outside] = walked
+        outside = outside[walked >= size]
     return x.astype(np.int64)
 
 
@@ -162,8 +165,9 @@ def steps_ahead(
     """Places and sample numbers of a rank's micro-batches, many steps at once: (K, P, B) int64 each
     for K steps of P passes. Those shards that do not lie on this machine are then on their way."""
     # Batch by batch the shuffle would cost more than the gather.
-    for first in range(steps.start, steps.stop, STEPS_AT_ONCE):
-        some = range(first, min(first + STEPS_AT_ONCE, steps.stop))
+    at_once = max(1, SAMPLES_AT_ONCE * order.world_size // order.global_samples)
+    for first in range(steps.start, steps.stop, at_once):
+        some = range(first, min(first + at_once, steps.stop))
         places_KPB = np.array([order.places(step) for step in some])
         ids = sample_ids(places_KPB.ravel(), shards.samples, order.seed)
         shards.prefetch(ids)

@@ -101,9 +101,9 @@ def test_shards_of_a_store_come_when_they_are_needed(tmp_path, store, compressio
     folder = tmp_path / "cache" / shards.fingerprint
     assert not folder.exists()
     assert (shards.gather(np.array([49, 48]))[0] == rows[[49, 48]]).all()
-    assert len(list(folder.iterdir())) == 1
+    assert len(list(folder.glob("*.mds"))) == 1
     shards.fetch(np.arange(20))
-    assert len(list(folder.iterdir())) == 3
+    assert len(list(folder.glob("*.mds"))) == 3
     shards.verify()  # the rest is compared when it comes
     assert (shards.gather(all_ids(shards))[0] == rows[all_ids(shards)]).all()
     shards.verify()

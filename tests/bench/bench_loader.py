@@ -26,7 +26,7 @@ import torch
 
 from data_prep.shard import ShardSettings
 from data_prep.shard import run as make_shards
-from elemdist.data import Order, sample_ids, training_steps
+from elemdist.data import SAMPLES_AT_ONCE, Order, sample_ids, training_steps
 from elemdist.shards import ShardSet
 from elemdist.streaming_dataset import MappedDataset, streaming
 from tests.bench.rounds import Peer, Rates, made_text, parser, report
@@ -38,9 +38,8 @@ STOCK, TOKENS, BARE = "StreamingDataset", "TokensLoader", "bare memmap gather"
 
 def gathered(shards: ShardSet) -> Epoch:
     def epoch() -> Iterator[np.ndarray]:
-        many = BATCH * 64  # as training_steps works them out
-        for begin in range(0, shards.samples, many):
-            end = min(begin + many, shards.samples)
+        for begin in range(0, shards.samples, SAMPLES_AT_ONCE):
+            end = min(begin + SAMPLES_AT_ONCE, shards.samples)
             ids = sample_ids(np.arange(begin, end), shards.samples, 1)
             for first in range(0, len(ids), BATCH):
                 yield shards.gather(ids[first : first + BATCH])[0]

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from reference import SAMPLES
 
-from data_prep import convert, shard
-from data_prep.convert import ConvertSettings
+from data_prep import shard
+from data_prep.convert import main as convert
+from data_prep.convert.main import ConvertSettings
 from data_prep.settings import InputSettings, ShardSettings
 from elemdist.rows import documents
 from elemdist.shards import ShardSet

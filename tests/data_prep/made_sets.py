@@ -13,7 +13,7 @@ from data_prep.manifest import padding_share
 from data_prep.mds import MdsWriter, digest_of, stored, write_index
 from data_prep.pack import Packer
 from data_prep.store import open_store
-from data_prep.verify import Report, VerifySettings, verify
+from data_prep.verify.main import Report, VerifySettings, verify
 from elemdist.compression import compress, decompress
 from elemdist.rows import MASK, PAD
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from reference import SAMPLES
 
-from data_prep import mds_read
 from data_prep.documents import Batch, Part, Problems, Source
-from data_prep.mds_files import MdsFolder
+from data_prep.readers import mds as mds_read
+from data_prep.readers.mds_files import MdsFolder
 from data_prep.settings import InputSettings, ShardSettings
 
 TEXTS = sorted(SAMPLES.values())

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep import readers, sources
 from data_prep.documents import Part, Problems
+from data_prep.readers import parts as readers
+from data_prep.readers import sources
 from data_prep.settings import InputSettings, ShardSettings
 
 

@@ -95,6 +95,8 @@ pieces = st.one_of(
     st.text(alphabet=" \t\n\r\v\f", max_size=5),
     st.text(alphabet="ab1_-.,!é中ไ👍‍́\0\x1f\x7f\u0085\u00a0\u2028\u3000", max_size=8),
     st.sampled_from(sorted(SAMPLES.values())),
-    st.builds(lambda letter, times: letter * times, st.characters(), st.integers(0, 40)),
+    st.builds(
+        lambda letter, times: letter * times, st.characters(codec="utf-8"), st.integers(0, 40)
+    ),
 )
 texts = st.lists(pieces, max_size=8).map("".join)

@@ -20,7 +20,7 @@ from converted_sets import (
     texts_of_seed,
 )
 
-from data_prep import append_set
+from data_prep.convert import append_set
 from elemdist.errors import UserError
 
 

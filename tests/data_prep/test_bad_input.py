@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from data_prep import shard, show
+from data_prep import shard
+from data_prep.inspect import main as show
 from data_prep.settings import InputSettings, ShardSettings
 from elemdist.errors import UserError
 from elemdist.shards import ShardSet

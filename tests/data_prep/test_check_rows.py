@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from made_sets import Opened, check, filled, gap, labelled, make_set, mask_row, names_of, packed
 from reference import texts
 
-from data_prep.check_rows import (
+from data_prep.verify.check_rows import (
     BEGINNING,
     BEHIND,
     CONTINUES,
@@ -26,7 +26,7 @@ from data_prep.check_rows import (
     RESERVED,
     TEXT,
 )
-from data_prep.check_shard import unfinished
+from data_prep.verify.check_shard import unfinished
 from elemdist.rows import DOC, PAD, SEP
 
 # What to change in a sound sample of a set of packed documents or of one document a sample, and

@@ -24,9 +24,9 @@ from converted_sets import (
     texts_of_seed,
 )
 
-from data_prep import choose
-from data_prep.choose import Choice
-from data_prep.mds_files import MdsFolder
+from data_prep.convert import choose
+from data_prep.convert.choose import Choice
+from data_prep.readers.mds_files import MdsFolder
 from elemdist.errors import UserError
 from elemdist.shards import ShardSet
 from tests.conftest import elemdist, expect_user_error

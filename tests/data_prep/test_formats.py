@@ -212,3 +212,16 @@ def test_compressed_shards(
         remote=str(out), local=str(tmp_path / "local"), shuffle=False, batch_size=1
     )
     assert np.array_equal(dataset[5]["rows"], plain.gather(np.array([5]))[0][0])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_large_file_of_blocks_is_cut_between_blocks(processes: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    blocks = [f"{k} {'x' * int(size)}\nline" for k, size in enumerate(rng.integers(0, 900, 9000))]
+    blanks = ["\n\n", "\n \n", "\n\n\n", "\n\t\n \n"]
+    text = "\n\n" + "".join(block + blanks[k % 4] for k, block in enumerate(blocks))
+    (tmp_path / "a.txt").write_text(text)
+    settings = InputSettings(document="block")
+    run([tmp_path / "a.txt"], tmp_path / "set", input=settings, item_mb=1, processes=processes)
+    assert texts_of(tmp_path / "set") == blocks
+    assert len(ShardSet(str(tmp_path / "set")).manifest["sources"]) >= 4

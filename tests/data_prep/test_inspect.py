@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from reference import SAMPLES, SEGMENTERS, WIDTHS, materials, rows, texts
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from data_prep import shard, show
-from data_prep.advice import LONGEST, Tally, advice_for, n_table
+from data_prep import shard
 from data_prep.documents import batch_of
-from data_prep.sampling import CorpusSample, SetSample
+from data_prep.inspect import main as show
+from data_prep.inspect.advice import LONGEST, Tally, advice_for, n_table
+from data_prep.inspect.sampling import CorpusSample, SetSample
 from data_prep.segment import Segmenter
 from data_prep.settings import InputSettings, ShardSettings
 from elemdist.errors import UserError

@@ -29,7 +29,9 @@ def samples_of(count: int, labels: int) -> np.ndarray:
 
 def write_ours(folder: Path, block: np.ndarray, labels: int, size_limit: int) -> MdsWriter:
     folder.mkdir()
-    writer = MdsWriter(LocalStore(str(folder)), "shard", n=N, v=V, labels=labels, size_limit=size_limit)
+    writer = MdsWriter(
+        LocalStore(str(folder)), "shard", n=N, v=V, labels=labels, size_limit=size_limit
+    )
     for start in range(0, len(block), writer.samples_per_shard):
         writer.write(block[start : start + writer.samples_per_shard])
     write_index(LocalStore(str(folder)), writer.shards)

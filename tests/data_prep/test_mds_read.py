@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from mds_reading import LABELS, TEXTS, part_of, read, settings_of
 from reference import texts
 
-from data_prep import mds_read, mds_rows
 from data_prep.mds import MdsWriter, write_index
-from data_prep.mds_files import MdsFolder
 from data_prep.pack import Packer
+from data_prep.readers import mds as mds_read
+from data_prep.readers import mds_rows
+from data_prep.readers.mds_files import MdsFolder
 from data_prep.store import LocalStore
 from elemdist.errors import UserError
 from elemdist.shards import ShardSet

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mds_reading import TEXTS, part_of, read, settings_of
 
-from data_prep import mds_text
+from data_prep.readers import mds_text
 from elemdist.errors import UserError
 from elemdist.streaming_compat import import_streaming
 

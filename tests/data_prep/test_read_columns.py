@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from reading import Read, read
 
-from data_prep import arrow_text, columns
+from data_prep.readers import arrow_text, columns
 from elemdist.errors import UserError
 
 TEXTS = [f"日本 {k} " + "long " * (k * 37 % 400) for k in range(2000)]
@@ -100,8 +100,9 @@ def test_repeated_long_texts_unpack_in_bounded_batches(tmp_path: Path, compressi
 
 
 def batch_sizes(path: Path) -> Any:
-    from data_prep import readers, sources
     from data_prep.documents import Problems
+    from data_prep.readers import parts as readers
+    from data_prep.readers import sources
     from data_prep.settings import InputSettings, ShardSettings
 
     settings = ShardSettings([str(path)], "out", InputSettings())

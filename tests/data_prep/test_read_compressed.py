@@ -16,8 +16,8 @@ import xxhash
 import zstandard
 from reading import read
 
-from data_prep import files, sources, tars
 from data_prep.documents import Part
+from data_prep.readers import files, sources, tars
 from data_prep.settings import InputSettings
 from elemdist.errors import UserError
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import read
 
-from data_prep import files, spans, tables
+from data_prep.readers import files, spans, tables
 from elemdist.errors import UserError
 
 MB = 1 << 20

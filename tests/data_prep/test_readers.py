@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import read
 
-from data_prep import deliver, files, readers, sources, spans
 from data_prep.documents import Part, Problems
+from data_prep.readers import deliver, files, sources, spans
+from data_prep.readers import parts as readers
 from data_prep.settings import InputSettings, ShardSettings
 from elemdist.errors import UserError
 

@@ -15,10 +15,11 @@ import fsspec
 import pytest
 from made_sets import Opened, mask_row
 
-from data_prep import convert, shard
-from data_prep.convert import ConvertSettings
+from data_prep import shard
+from data_prep.convert import main as convert
+from data_prep.convert.main import ConvertSettings
 from data_prep.settings import InputSettings, ShardSettings
-from data_prep.verify import Report, VerifySettings, verify
+from data_prep.verify.main import Report, VerifySettings, verify
 from tests.conftest import elemdist
 
 WORDS = ["Regen", "cloud", "storm", "nuage", "ветер", "雨", "frost", "the", "of", "was", "👍"]

@@ -17,9 +17,10 @@ import pytest
 import zstandard
 from reference import SAMPLES
 
-from data_prep import plan, shard, show
+from data_prep import plan, shard
+from data_prep.inspect import main as show
+from data_prep.readers.sources import find_sources
 from data_prep.settings import InputSettings, ShardSettings
-from data_prep.sources import find_sources
 from elemdist.rows import documents
 from elemdist.shards import ShardSet
 

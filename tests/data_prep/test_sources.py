@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from reading import read
 
-from data_prep import files, sources
+from data_prep.readers import files, sources
 from data_prep.settings import InputSettings
 from elemdist.errors import UserError
 
@@ -197,8 +197,8 @@ def test_store_formats(store: tuple[Any, str], tmp_path: Path) -> None:
 
 
 def test_store_where_an_object_changes(store: tuple[Any, str]) -> None:
-    from data_prep import readers
     from data_prep.documents import Problems
+    from data_prep.readers import parts as readers
     from data_prep.settings import ShardSettings
 
     url = put(store, "a.txt", b"one")

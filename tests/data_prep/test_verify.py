@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from made_sets import Opened, check, gap, index_of, labelled, mask_row, names_of, packed
 
-from data_prep.check_rows import BEGINNING, BEHIND, EXTRA_LABELS, MEANING, PADDING, TEXT
-from data_prep.verify import VerifySettings, verify
+from data_prep.verify.check_rows import BEGINNING, BEHIND, EXTRA_LABELS, MEANING, PADDING, TEXT
+from data_prep.verify.main import VerifySettings, verify
 from elemdist.errors import UserError
 from elemdist.rows import DOC, PAD
 from tests.conftest import elemdist, expect_user_error

@@ -1,0 +1,1 @@
+"""`elemdist convert`: shard sets into others, or into text again."""

@@ -1,0 +1,260 @@
+"""Samples added to a shard set: new shards beside its own, then a new manifest and index.
+
+The new shards are made in a folder of their own within the set. Only when they are complete do
+they move beside the others, and only when all are there is the index replaced. A run that is
+killed on the way leaves the set as it was; the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import xxhash
+
+from data_prep.convert.choose import Choice
+from data_prep.convert.plan import GEOMETRY, choice_of, copy, is_copy, rows_key
+from data_prep.convert.settings import ConvertSettings
+from data_prep.journal import STATE
+from data_prep.manifest import padding_share
+from data_prep.mds import stored
+from data_prep.readers.mds_files import MdsFolder
+from data_prep.store import LocalStore, write_error
+from elemdist.errors import UserError
+from elemdist.remote import is_url, public
+
+STAGE = ".append-"  # folder in the set, for as long as an append lasts
+JOURNAL = "journal.jsonl"
+
+
+def append(settings: ConvertSettings, folders: list[MdsFolder]) -> str:
+    """Adds sets to a set, each one once, however often it is told; returns what was done.
+
+    Raises:
+        UserError: their samples are of another layout; another append is at work; a full disk.
+    """
+    path = settings.append or ""
+    if is_url(path):
+        raise UserError(f"{public(path)} is in an object store: join the sets into a new one there")
+    if settings.part is not None:
+        raise UserError("append is one run: leave part out")
+    with locked(path):
+        store = LocalStore(path)
+        finish(store)
+        target = MdsFolder(path)
+        if target.manifest is None:
+            raise UserError(f"{path} is no set of byte rows: join the sets into a new one, --out")
+        check_layout(settings, target, folders)
+        there = {one["fingerprint"] for one in (target.manifest or {}).get("converted_from", [])}
+        new: dict[str, MdsFolder] = {}
+        for folder in folders:
+            if os.path.realpath(folder.path) == os.path.realpath(path):
+                raise UserError(f"{path} cannot be added to itself")
+            if folder.fingerprint not in there:
+                new.setdefault(folder.fingerprint, folder)
+        if not new:
+            return f"{path} holds all of them already: nothing was done"
+        stage = STAGE + xxhash.xxh3_64_hexdigest(" ".join(new))
+        before = target.samples
+        copy(
+            staged(settings, target, stage, list(new.values())),
+            list(new.values()),
+            Choice(verify=settings.verify),
+        )
+        merge(store, stage)
+    now = MdsFolder(path)
+    return (
+        f"{path}: {now.samples - before:,} samples in {len(now.shards) - len(target.shards):,} "
+        f"shards added, {now.samples:,} now"
+    )
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Keeps other appends out.
+
+    Raises:
+        UserError: one is at work.
+    """
+    import fcntl
+
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another append to {path} is at work: wait for its end") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_layout(settings: ConvertSettings, target: MdsFolder, folders: list[MdsFolder]) -> None:
+    """Compares what makes the samples with the set that they go to.
+
+    Raises:
+        UserError: something differs, or a selection is asked for.
+    """
+    hint = "convert it first, with --out and the same settings"
+    for folder in folders:
+        if folder.manifest is None:
+            raise UserError(f"{folder.name} is no set of byte rows: {hint}")
+        for key in (*GEOMETRY, "classes_version", "tokenizer"):
+            there, here = rows_key(target, key), rows_key(folder, key)
+            if there != here:
+                raise UserError(
+                    f"{target.name} has {key} {there}, {folder.name} has {here}: {hint}"
+                )
+        if folder.labels != target.labels:
+            raise UserError(f"{folder.name} has other labels than {target.name}: {hint}")
+        if folder.manifest.get("torn") and not (target.manifest or {}).get("torn"):
+            raise UserError(f"{folder.name} has torn documents (--tear), {target.name} has not")
+    if choice_of(settings, folders) != Choice(verify=settings.verify) or not settings.keep_labels:
+        raise UserError(f"append adds whole sets: for a selection, {hint}")
+    if not is_copy(settings, folders):
+        raise UserError(f"append adds samples as they are: {hint}")
+
+
+def staged(
+    settings: ConvertSettings, target: MdsFolder, stage: str, folders: list[MdsFolder]
+) -> ConvertSettings:
+    """The settings of the run that makes the new shards, like those of the set."""
+    last = target.last
+    hashes = settings.hashes
+    limit = max(1, -(-int(last.get("size_limit") or 64 << 20) // (1 << 20)))
+    return dataclasses.replace(
+        settings,
+        sets=[folder.path for folder in folders],
+        out=os.path.join(settings.append or "", stage),
+        append=None,
+        compression=last.get("compression")
+        if settings.compression is None
+        else settings.compression,
+        hashes=",".join(last.get("hashes") or ["xxh3_128"]) if hashes is None else hashes,
+        shard_mb=limit if settings.shard_mb is None else settings.shard_mb,
+        quiet=True,
+    )
+
+
+def finish(store: LocalStore) -> None:
+    """Ends what appends left behind that were killed when their shards were complete."""
+    for name in store.names():
+        if name.startswith(STAGE):
+            files = store.names(name)
+            if "index.json" in files:
+                merge(store, name)
+            elif STATE not in files:  # it was being removed
+                store.remove_folder(name)
+
+
+def merge(store: LocalStore, stage: str) -> None:
+    """Makes the complete set in the folder `stage` of a set a part of that set.
+
+    Every step can be done again: a run that was killed here is gone on with from the start.
+
+    Raises:
+        UserError: the disk is full, or a file cannot be moved.
+    """
+    within = store.within(stage)
+    index, manifest = (json.loads(store.read(name)) for name in ("index.json", "manifest.json"))
+    more = json.loads(within.read("manifest.json"))
+    new = json.loads(within.read("index.json"))["shards"]
+    if within.size("first.json") is None:  # fixed once, so that names stay when it is done again
+        first = 1 + max((item_of(entry) for entry in index["shards"]), default=-1)
+        within.write("first.json", json.dumps(first).encode(), flush=True)
+    first = json.loads(within.read("first.json"))
+    try:
+        for entry in new:
+            before = stored(entry)["basename"]
+            rename(entry, first)
+            if within.size(before) is not None:
+                os.replace(within.name_of(before), store.name_of(stored(entry)["basename"]))
+    except OSError as error:
+        raise write_error(store.path, 0, error) from error
+    store.sync()
+    names = {stored(entry)["basename"] for entry in index["shards"]}
+    if not names & {stored(entry)["basename"] for entry in new}:
+        index["shards"] += new
+    samples = sum(entry["samples"] for entry in index["shards"])
+    if manifest["counts"]["samples"] != samples:
+        manifest = joined(manifest, more)
+    journal = joined_journal(store, within, first)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    if journal is not None:
+        store.write(JOURNAL, journal, flush=True)
+    index_text = json.dumps(index, sort_keys=True)
+    within.write("manifest.next", text.encode("utf-8", "surrogatepass"), flush=True)
+    within.write("index.next", index_text.encode(), flush=True)
+    # One right after the other: between the two the set cannot be opened.
+    for name in ("manifest", "index"):
+        os.replace(within.name_of(f"{name}.next"), store.name_of(f"{name}.json"))
+    store.sync()
+    within.remove("index.json")  # first: without it nothing is merged from there any more
+    store.remove_folder(stage)
+
+
+def item_of(entry: dict[str, Any]) -> int:
+    """The number of the work item that made a shard, as its name has it; -1 for other names."""
+    number = stored(entry)["basename"].split(".")[1:2]
+    return int(number[0]) if number and number[0].isdecimal() else -1
+
+
+def rename(entry: dict[str, Any], first: int) -> None:
+    """Gives a shard of the new set its name in the set that it is added to."""
+    for info in (entry["raw_data"], entry["zip_data"]):
+        if info is not None:
+            info["basename"] = renamed(info["basename"], first)
+
+
+def renamed(name: str, first: int) -> str:
+    """The name with its item counted from `first` on."""
+    prefix, item, rest = name.split(".", 2)
+    return f"{prefix}.{int(item) + first:05d}.{rest}"
+
+
+def joined(manifest: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a set with another set's samples behind its own."""
+    counts = Counter(manifest["counts"])
+    counts.update(more["counts"])
+    found = manifest | {
+        "counts": {name: counts[name] for name in sorted(counts)},
+        "padding_share": padding_share(counts, manifest["n"], manifest["v"]),
+        "sources": manifest["sources"] + more["sources"],
+        "converted_from": manifest.get("converted_from", []) + more["converted_from"],
+    }
+    for name in ("rejected_documents",):
+        found[name] = manifest.get(name, 0) + more.get(name, 0)
+    if manifest["label_counts"] is not None:
+        found["label_counts"] = {
+            label: count + more["label_counts"][label]
+            for label, count in manifest["label_counts"].items()
+        }
+    return found
+
+
+def joined_journal(store: LocalStore, within: LocalStore, first: int) -> bytes | None:
+    """The set's journal with the lines of the new items; None if it has none, or has them."""
+    try:
+        lines = store.read(JOURNAL).splitlines()
+        more = within.read(JOURNAL).splitlines()[1:]
+    except FileNotFoundError:
+        return None
+    new = []
+    for line in more:
+        record = json.loads(line)
+        record["item"] += first
+        record["shards"] = [renamed(name, first) for name in record["shards"]]
+        new.append(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    if new and new[0] in lines:
+        return None
+    return b"\n".join([*lines, *new]) + b"\n"

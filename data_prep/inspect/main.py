@@ -1,0 +1,96 @@
+"""`elemdist inspect`: what a shard set holds, and what text asks of n and v.
+
+elemdist inspect shards --sample 3          a shard set: manifest, lengths of materials, rows
+elemdist inspect corpus.jsonl.zst           text that is no shard set yet: advice for n and v
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import dataclass, field
+
+from data_prep.settings import InputSettings, Segmenter
+from elemdist.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class InspectSettings:
+    """Show what a shard set holds, or which n and v suit text that is to be sharded."""
+
+    path: str
+    """A shard folder; or text to be sharded, as `elemdist shard` takes it."""
+
+    rows: int = 24
+    """Materials (rows) of the sample to show; padding at its end is only counted."""
+
+    sample: int = 0
+    """The sample to show, counted from 0."""
+
+    samples: int = 2000
+    """Samples of a shard set to read for its figures, in runs all over it."""
+
+    sample_mb: int = 32
+    """MiB of text to read for the figures, in places all over it."""
+
+    advise: bool = False
+    """Show of a shard set, too, what other n and v would give."""
+
+    v: int = 12
+    """Elements (bytes) that a material holds, in the advice for n; a shard set has its own."""
+
+    segmenter: Segmenter = "word"
+    """What a material of the text is; a shard set has its own."""
+
+    tokenizer: str | None = None
+    """The tokenizer.json of segmenter subword; for a shard set if its own is not where it was."""
+
+    input: InputSettings = field(default_factory=InputSettings)
+    """How the text is read, as for `elemdist shard`."""
+
+    json: bool = False
+    """Print all figures, advice included, as one JSON object, and no rows."""
+
+
+def run(settings: InspectSettings) -> None:
+    """Prints what there is to say of a shard set or a corpus.
+
+    Raises:
+        UserError: nothing there, a damaged shard set, no such sample, or a setting out of range.
+    """
+    from data_prep.inspect.figures import corpus_figures, set_figures  # loads the compiler
+
+    check(settings)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without UTF-8 still shows the rest
+        sys.stdout.reconfigure(errors="replace")
+    inspected = set_figures if is_shard_set(settings.path) else corpus_figures
+    figures, lines = inspected(settings)
+    print(json.dumps(figures, ensure_ascii=False) if settings.json else "\n".join(lines))
+
+
+def check(settings: InspectSettings) -> None:
+    """Finds what cannot be meant. Raises UserError."""
+    for name, number, low, high in (
+        ("rows", settings.rows, 0, 1 << 24),
+        ("samples", settings.samples, 1, 1 << 24),
+        ("sample_mb", settings.sample_mb, 1, 1 << 20),
+        ("v", settings.v, 1, 256),
+    ):
+        if not low <= number <= high:
+            raise UserError(f"{name} must be from {low} to {high}, not {number}")
+
+
+def is_shard_set(path: str) -> bool:
+    """Whether a path is meant as a shard set of ours: one, several in a folder, or unfinished.
+
+    Anything else is text to be sharded, MDS files of other makers included.
+    """
+    from elemdist.shard_cache import open_folder
+    from elemdist.shard_index import UNFINISHED
+
+    names = ["manifest.json", UNFINISHED, *(f"{split}/manifest.json" for split in SPLITS)]
+    folder = open_folder(path)
+    return any(folder.exists(name) for name in names)

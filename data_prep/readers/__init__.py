@@ -1,0 +1,1 @@
+"""The input side: sources are found, cut into parts, and read as batches of documents."""

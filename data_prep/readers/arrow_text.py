@@ -1,0 +1,205 @@
+"""Documents straight out of the buffers of Arrow columns, without a Python object for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_prep.documents import Batch, batch_of
+from data_prep.readers import utf8
+from data_prep.readers.values import RecordError, id_of, labels_of
+from data_prep.settings import InputSettings
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold the text."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    types = pa.types
+    return (
+        types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_binary(kind)
+        or types.is_large_binary(kind)
+    )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Makes batches of record batches.
+
+    Attributes:
+        names: of the classes that the labels' integers stand for; None: they stand for themselves.
+        replace: mend invalid UTF-8. limit: bytes of the longest text. too_large: what is wrong
+            with a longer one. refuse: takes the place of a row, and what is wrong with it.
+    """
+
+    settings: InputSettings
+    names: list[str] | None
+    replace: bool
+    limit: int
+    too_large: str
+    refuse: Callable[[int, str], None]
+
+    def batches(self, rows: pa.RecordBatch, first: int, size: int) -> Iterator[Batch]:
+        """The rows in batches of about `size` bytes of text, or one longer text.
+
+        Args:
+            first: the place of the first row.
+
+        Raises:
+            pa.ArrowInvalid: the record batch is damaged. UserError: as refuse.
+        """
+        values: dict[str, Any] = {}
+        for field in (self.settings.labels_field, self.settings.id_field):
+            if field is not None:
+                values[field] = rows.column(field)
+                values[field].validate(full=True)
+        text = rows.column(self.settings.text_field)
+        for start, texts in _slices(text, size):
+            others = {name: value.slice(start, len(texts)) for name, value in values.items()}
+            yield self._batch(texts, others, first + start)
+
+    def _batch(self, texts: pa.Array, values: dict[str, Any], first: int) -> Batch:
+        """One batch: as it lies in memory if all rows are good, else row by row."""
+        offsets, data = _buffers(texts)
+        data = data[offsets[0] : offsets[-1]]
+        bounds = (offsets - offsets[0]).astype(np.int64)
+        starts, ends = bounds[:-1], bounds[1:]
+        long = (ends - starts).max(initial=0) > self.limit
+        if not texts.null_count and not long and _all_utf8(data, starts, ends):
+            columns = {name: value.to_pylist() for name, value in values.items()}
+            places = list(range(first, first + len(starts)))
+            try:
+                labels, ids = self._labels(columns), self._ids(columns)
+                return Batch(data, starts, ends, labels, ids, places)
+            except RecordError:
+                pass  # row by row it is found out which
+        pieces = [data[start:end] for start, end in zip(starts, ends, strict=True)]
+        return self._row_by_row(texts, values, first, pieces)
+
+    def _row_by_row(
+        self, texts: pa.Array, values: dict[str, Any], first: int, pieces: list[np.ndarray]
+    ) -> Batch:
+        documents: list[bytes] = []
+        labels: list[list[str]] = []
+        ids: list[str] = []
+        places: list[int] = []
+        replaced = 0
+        for row, piece in enumerate(pieces):
+            try:
+                document = self._text(texts[row].is_valid, piece)
+                columns = {name: [value[row].as_py()] for name, value in values.items()}
+                labels += self._labels(columns)
+                ids += self._ids(columns)
+            except RecordError as error:
+                del labels[len(documents) :]
+                self.refuse(first + row, str(error))
+                continue
+            replaced += len(document) != len(piece) or document != piece.tobytes()
+            documents.append(document)
+            places.append(first + row)
+        return batch_of(documents, labels=labels, ids=ids, places=places, replaced=replaced)
+
+    def _text(self, there: bool, piece: np.ndarray) -> bytes:
+        """One text, mended where that is asked for."""
+        if not there:
+            raise RecordError(f"column '{self.settings.text_field}' holds null, not text")
+        if len(piece) > self.limit:
+            raise RecordError(self.too_large)
+        text = piece.tobytes()
+        if utf8.is_utf8(text):
+            return text
+        if self.replace:
+            return utf8.mended(text)
+        at = utf8.first_invalid(text)
+        raise RecordError(utf8.complaint(at, text[at]))
+
+    def _labels(self, columns: dict[str, list[Any]]) -> list[list[str]]:
+        field = self.settings.labels_field
+        if field is None:
+            return []
+        if self.names is not None:
+            return [self._class_names(value) for value in columns[field]]
+        separator, column = self.settings.labels_separator, f"column '{field}'"
+        return [labels_of(value, separator, column) for value in columns[field]]
+
+    def _class_names(self, value: Any) -> list[str]:
+        """Names for the numbers of classes; datasets means none by -1."""
+        names = self.names or []
+        found = []
+        for label in labels_of(value, None, f"column '{self.settings.labels_field}'"):
+            number = int(label) if label.lstrip("-").isdigit() else len(names)
+            if not -1 <= number < len(names):
+                raise RecordError(f"label {label} is none of the {len(names)} classes")
+            if number >= 0:
+                found.append(names[number])
+        return found
+
+    def _ids(self, columns: dict[str, list[Any]]) -> list[str]:
+        field = self.settings.id_field
+        if field is None:
+            return []
+        return [id_of(value, f"column '{field}'") for value in columns[field]]
+
+
+def _slices(text: pa.Array, size: int) -> Iterator[tuple[int, pa.Array]]:
+    """A column in plain arrays of about `size` bytes or one longer value, with their first rows."""
+    coded = pa.types.is_dictionary(text.type)
+    offsets, _ = _buffers(text.dictionary if coded else text)
+    lengths = np.diff(offsets)
+    numbers: np.ndarray | None = None
+    if coded:
+        indices = text.indices.fill_null(0)
+        numbers = indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        if not len(lengths):
+            lengths = np.zeros(1, np.int64)  # all rows are null
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(lengths):
+            raise pa.ArrowInvalid("an index lies outside its dictionary")
+        # Distinct texts in their order, as the reader of Parquet gives them.
+        plain = len(numbers) == len(lengths) and not text.null_count
+        if plain and bool((numbers == np.arange(len(numbers))).all()):
+            text, coded = text.dictionary, False
+        else:
+            lengths = lengths[numbers]
+    behind = np.cumsum(lengths, dtype=np.int64)
+    start = done = 0
+    while start < len(text):
+        end = max(start + 1, int(np.searchsorted(behind, done + size, "right")))
+        rows = text.slice(start, end - start)
+        yield start, rows.dictionary.take(rows.indices) if coded else rows
+        start, done = end, int(behind[end - 1])
+
+
+def _buffers(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets, (rows + 1,), and data of a column of strings or bytes, checked against each other.
+
+    Raises:
+        pa.ArrowInvalid: an offset points outside the data.
+    """
+    kind = array.type
+    wide = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
+    item = np.dtype(np.int64 if wide else np.int32)
+    _, positions, content = array.buffers()
+    if not len(array) or positions is None:
+        return np.zeros(1, item), np.zeros(0, np.uint8)
+    offsets = np.frombuffer(positions, item, count=positions.size // item.itemsize)
+    offsets = offsets[array.offset : array.offset + len(array) + 1]
+    data = np.frombuffer(content, np.uint8) if content is not None else np.zeros(0, np.uint8)
+    whole = len(offsets) == len(array) + 1
+    if not whole or offsets[0] < 0 or offsets[-1] > len(data) or (np.diff(offsets) < 0).any():
+        raise pa.ArrowInvalid("an offset of a text lies outside its data")
+    return offsets, data
+
+
+def _all_utf8(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> bool:
+    """Whether each document is valid UTF-8: all of them as one, and none begins in a character."""
+    text = data.tobytes()
+    if text.isascii():
+        return True
+    heads = data[starts[starts < ends]]
+    return not ((heads & 0xC0) == 0x80).any() and utf8.is_utf8(text)

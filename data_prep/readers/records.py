@@ -1,0 +1,137 @@
+"""The documents of a JSON Lines file: one object a line, blank lines ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from data_prep.documents import Batch, Part, Problems, batch_of
+from data_prep.readers import jsonl, spans
+from data_prep.readers.files import DamagedError, PartStream
+from data_prep.readers.texts import LinePlace
+from data_prep.readers.utf8 import MENDING
+from data_prep.readers.values import RecordError, document_too_large, too_large
+from data_prep.settings import MIB, ShardSettings
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class JsonlReader:
+    """Reads one part of a JSON Lines file, in batches of about a MiB or one larger record."""
+
+    def __init__(
+        self,
+        part: Part,
+        settings: ShardSettings,
+        problems: Problems,
+        progress: Callable[[int], None],
+    ) -> None:
+        """`progress` is called with the number of stored bytes after each read."""
+        self._part, self._problems = part, problems
+        self._input, self._replace = settings.input, settings.on_invalid == "replace"
+        self._stream = PartStream(part, progress)
+        self._lines = LinePlace(part)
+        self._parse = jsonl.Parser(settings.input)
+        self._line, self._offset = 1, part.start
+        self._digest = ""
+
+    def batches(self) -> Iterator[Batch]:
+        """The documents, in order; places are lines.
+
+        Raises:
+            UserError: a file that cannot be read, or changed; a problem, unless they are skipped.
+        """
+        try:
+            for piece in spans.line_pieces(self._stream.chunks()):
+                block = self._held(piece) if isinstance(piece, spans.Long) else piece
+                if block:
+                    yield self._batch(block)
+        except DamagedError as error:
+            self._problems.add(self._part.source.path, "", str(error))
+        self._digest = self._stream.finish()
+
+    def digest(self) -> str:
+        """xxh3_128 of the stored bytes of the part, once all batches are read."""
+        return self._digest
+
+    def where(self, place: int) -> str:
+        """The line, counted in the whole file; `place` counts from 1 within the part."""
+        return self._lines(place)
+
+    def _held(self, long: spans.Long) -> bytes:
+        """A long line, with its newline; nothing if it is a problem."""
+        line, size = spans.held(long, self._input.max_record_mb * MIB)
+        if line is not None:
+            return line + long.behind
+        self._refuse(self._line, too_large(self._input.max_record_mb))
+        self._line += 1
+        self._offset += size + len(long.behind)
+        return b""
+
+    def _batch(self, block: bytes) -> Batch:
+        """The documents of whole lines, the last of which may lack its newline."""
+        lines = block.removesuffix(b"\n").split(b"\n")
+        first, offset = self._line, self._offset
+        self._line += len(lines)
+        self._offset += len(block)
+        if offset == 0 and block.startswith(BYTE_ORDER_MARK):
+            lines[0] = lines[0].removeprefix(BYTE_ORDER_MARK)
+            offset = len(BYTE_ORDER_MARK)
+        # No line is larger than the block, so that most often none has to be looked at.
+        small = len(block) <= MIB * min(self._input.max_record_mb, self._input.max_document_mb)
+        found = self._parse.block(lines) if small else None
+        if found is None:
+            return self._line_by_line(lines, first, offset)
+        documents, labels, ids = found
+        places = list(range(first, first + len(lines)))
+        return batch_of(documents, labels=labels, ids=ids, places=places)
+
+    def _line_by_line(self, lines: list[bytes], first: int, offset: int) -> Batch:
+        """The same for lines of which some are blank, or no good record."""
+        documents: list[bytes] = []
+        labels: list[list[str]] = []
+        ids: list[str] = []
+        places: list[int] = []
+        replaced = 0
+        for number, line in enumerate(lines, first):
+            try:
+                record, mended = self._record(line, offset)
+            except RecordError as error:
+                self._refuse(number, str(error))
+                record, mended = None, False
+            offset += len(line) + 1
+            if record is not None:
+                documents.append(record[0])
+                labels.append(record[1])
+                ids.append(record[2])
+                places.append(number)
+                replaced += mended
+        return batch_of(
+            documents,
+            labels=[] if self._input.labels_field is None else labels,
+            ids=[] if self._input.id_field is None else ids,
+            places=places,
+            replaced=replaced,
+        )
+
+    def _record(self, line: bytes, offset: int) -> tuple[jsonl.Record | None, bool]:
+        """What one line holds, None if it is blank; and whether it was mended.
+
+        Raises:
+            RecordError: it is no good record.
+        """
+        if len(line) > self._input.max_record_mb * MIB:
+            raise RecordError(too_large(self._input.max_record_mb))
+        mended = False
+        try:
+            record = self._parse(line)
+        except jsonl.InvalidTextError as error:
+            if not self._replace:
+                place = f"byte {offset + error.offset:,}"
+                raise RecordError(f"invalid UTF-8 at {place} ({error}); {MENDING}") from None
+            record, mended = self._parse.mended(line), True
+        if record is not None and len(record[0]) > self._input.max_document_mb * MIB:
+            raise RecordError(document_too_large(self._input.max_document_mb))
+        return record, mended
+
+    def _refuse(self, line: int, problem: str) -> None:
+        self._problems.add(self._part.source.path, self.where(line), problem)

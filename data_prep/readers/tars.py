@@ -1,0 +1,184 @@
+"""The documents of a tar file: each of its files is one."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+
+from data_prep.documents import Batch, Part, Problems, batch_of
+from data_prep.readers.deliver import Delivery
+from data_prep.readers.files import DamagedError, PartStream
+from data_prep.settings import ShardSettings
+
+READ_BYTES = 1 << 20
+BATCH_BYTES = 1 << 20  # of small members
+HEADER_BYTES = 16 << 20  # of one member: what tarfile holds in memory
+EndError = tarfile.EOFHeaderError  # type: ignore[attr-defined]
+UNREADABLE = (tarfile.TarError, ValueError, OverflowError)  # tarfile takes numbers as they come
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header. tarfile takes a damaged one for the end of the file; it is not."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> _Header:
+        try:
+            return super().fromtarfile(tarfile)
+        except EndError:
+            raise
+        except UNREADABLE as error:
+            raise DamagedError(f"is damaged, cut short, or no tar file: {error}") from error
+
+
+class _File:
+    """The unpacked bytes of the tar file, for tarfile to read.
+
+    Attributes:
+        read_bytes: how many were read. last: where reading has to end, None for anywhere.
+    """
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._chunk, self._at = chunks, b"", 0
+        self.read_bytes = 0
+        self.last: int | None = None
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end."""
+        if self._at == len(self._chunk):
+            self._chunk, self._at = next(self._chunks, b""), 0
+        found = self._chunk[self._at : self._at + size]
+        self._at += len(found)
+        self.read_bytes += len(found)
+        if self.last is not None and self.read_bytes > self.last:
+            raise DamagedError(f"has a member with a header of more than {HEADER_BYTES >> 20} MiB")
+        return found
+
+
+class TarReader:
+    """Reads a tar file, in batches of about a MiB; larger members stream."""
+
+    def __init__(
+        self,
+        part: Part,
+        settings: ShardSettings,
+        problems: Problems,
+        progress: Callable[[int], None],
+    ) -> None:
+        """`progress` is called with the number of stored bytes after each read."""
+        self._source, self._problems = part.source, problems
+        self._pattern = settings.input.members
+        self._stream = PartStream(part, progress)
+        self._member = ""
+        self._delivery = Delivery(
+            part.source.path, settings, problems, lambda _: f"member {self._member}"
+        )
+        self._digest = ""
+
+    def batches(self) -> Iterator[Batch]:
+        """The members, in order; their names are the ids.
+
+        Raises:
+            UserError: a file that cannot be read, or changed; a problem, unless they are skipped.
+        """
+        chunks = self._stream.chunks()
+        try:
+            yield from _gathered(self._documents(chunks))
+            for _ in chunks:  # what is packed has to be whole up to its end
+                pass
+        except DamagedError as error:
+            self._problems.add(self._source.path, "", str(error))
+        self._digest = self._stream.finish()
+
+    def digest(self) -> str:
+        """xxh3_128 of the stored bytes of the file, once all batches are read."""
+        return self._digest
+
+    def where(self, place: int) -> str:
+        """Nothing: members have no places."""
+        return ""
+
+    def _documents(self, chunks: Iterator[bytes]) -> Iterator[Batch]:
+        file = _File(chunks)
+        file.last = HEADER_BYTES
+        with tarfile.open(
+            fileobj=file,  # type: ignore[call-overload]
+            mode="r|",
+            tarinfo=_Header,
+            bufsize=1 << 16,
+            encoding="utf-8",
+            errors="backslashreplace",
+        ) as tar:
+            while member := _next(tar):
+                tar.members.clear()  # or all headers stay in memory
+                if fnmatchcase(member.name, self._pattern) and self._is_file(member):
+                    file.last = None
+                    self._member = member.name
+                    self._delivery.line, self._delivery.offset = 1, 0
+                    yield from self._delivery.long(_fragments(tar, member), member.name)
+                # tarfile reads over what is left of the member to the next header.
+                file.last = max(file.read_bytes, tar.offset) + HEADER_BYTES
+
+    def _is_file(self, member: tarfile.TarInfo) -> bool:
+        """Whether a member is a document; folders are none, and anything odd is a problem."""
+        if member.isdir():
+            return False
+        problem = ""
+        if member.name.startswith("/") or ".." in member.name.split("/"):
+            problem = "its path leads out of the tar file's folder"
+        elif member.issym() or member.islnk():
+            problem = "is a link, not a file"
+        elif not member.isreg() or member.issparse():
+            problem = "is no regular file"
+        if problem:
+            self._problems.add(self._source.path, f"member {member.name}", problem)
+        return not problem
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member."""
+    try:
+        return tar.next()
+    except UNREADABLE as error:
+        raise DamagedError(f"is damaged or cut short: {error}") from error
+
+
+def _fragments(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
+    """The bytes of one member."""
+    file = tar.extractfile(member)
+    try:
+        while file is not None and (fragment := file.read(READ_BYTES)):
+            yield fragment
+    except UNREADABLE as error:
+        raise DamagedError(f"is cut short: {error}") from error
+
+
+def _gathered(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Documents that came whole, one a batch, in batches of about BATCH_BYTES."""
+    held: list[Batch] = []
+    size = 0
+    try:
+        for batch in batches:
+            whole = not batch.begun and not batch.open
+            if held and (not whole or size >= BATCH_BYTES):
+                yield _joined(held)
+                held, size = [], 0
+            if whole:
+                held.append(batch)
+                size += len(batch.data)
+            else:
+                yield batch
+    except DamagedError:
+        if held:
+            yield _joined(held)
+        raise
+    if held:
+        yield _joined(held)
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    return batch_of(
+        [batch.data.tobytes() for batch in batches],
+        ids=[document_id for batch in batches for document_id in batch.ids],
+        replaced=sum(batch.replaced for batch in batches),
+    )

@@ -1,0 +1,97 @@
+"""The documents of a text file.
+
+What a document is: `file`, its exact bytes; `line`, a line without its newline (a carriage return
+stays; an empty line is an empty document); `block`, the lines between blank lines, without the
+newline of the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from data_prep.documents import Batch, Part, Problems
+from data_prep.readers import spans
+from data_prep.readers.deliver import Delivery
+from data_prep.readers.files import DamagedError, PartStream, Stored
+from data_prep.settings import ShardSettings
+from elemdist.remote import public
+
+
+class TextReader:
+    """Reads one part of a text file, in batches of about a MiB; longer documents stream."""
+
+    def __init__(
+        self,
+        part: Part,
+        settings: ShardSettings,
+        problems: Problems,
+        progress: Callable[[int], None],
+    ) -> None:
+        """`progress` is called with the number of stored bytes after each read."""
+        self._source, self._problems = part.source, problems
+        self._document = settings.input.document
+        self._stream = PartStream(part, progress)
+        self._lines = LinePlace(part)
+        self._delivery = Delivery(part.source.path, settings, problems, self.where)
+        self._delivery.offset = part.start
+        self._digest = ""
+
+    def batches(self) -> Iterator[Batch]:
+        """The documents, in order.
+
+        Raises:
+            UserError: a file that cannot be read, or changed; a problem, unless they are skipped.
+        """
+        chunks = self._stream.chunks()
+        try:
+            if self._document == "file":
+                yield from self._delivery.long(chunks, public(self._source.path))
+            elif self._document == "line":
+                yield from self._documents(spans.line_pieces(chunks), spans.line_spans)
+            else:
+                yield from self._documents(spans.block_pieces(chunks), spans.block_spans)
+        except DamagedError as error:
+            self._problems.add(self._source.path, "", str(error))
+        self._digest = self._stream.finish()
+
+    def _documents(
+        self, pieces: Iterator[bytes | spans.Long], spans_of: Callable[[bytes], spans.Spans]
+    ) -> Iterator[Batch]:
+        for piece in pieces:
+            if isinstance(piece, spans.Long):
+                yield from self._delivery.long(piece.fragments)
+                for fragment in piece.fragments:  # of a document that was left out
+                    self._delivery.advance(fragment)
+                self._delivery.advance(piece.behind)
+            else:
+                yield self._delivery.whole(piece, *spans_of(piece))
+
+    def digest(self) -> str:
+        """xxh3_128 of the stored bytes of the part, once all batches are read."""
+        return self._digest
+
+    def where(self, place: int) -> str:
+        """The line, counted in the whole file; `place` counts from 1 within the part."""
+        return self._lines(place)
+
+
+class LinePlace:
+    """Counts lines from the start of the file, for errors in a part of it."""
+
+    def __init__(self, part: Part) -> None:
+        self._part, self._before = part, -1
+
+    def __call__(self, place: int) -> str:
+        """The place of a line of the part, counted from 1.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        if self._before < 0:
+            self._before = 0
+            with Stored(self._part.source) as stored:
+                at, end = 0, self._part.start
+                while at < end and (chunk := stored.read(at, min(stored.read_size, end - at))):
+                    self._before += chunk.count(b"\n")
+                    at += len(chunk)
+        return f"line {self._before + place:,}"

@@ -1,0 +1,1 @@
+"""`elemdist verify`: a shard set checked wholly, and repaired."""
