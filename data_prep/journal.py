@@ -131,15 +131,20 @@ class Journal:
             self.clear()
             self.claim(None)
             kept = None
+        if kept is None:
+            if self._complete(plan):
+                return True
+            try:
+                self._refuse_content(restart)
+            except UserError:
+                kept = self._read("plan.json")  # another part may have begun meanwhile
+                if kept is None:
+                    raise
         if kept is not None:
             plan.compare(kept, self.store.path)
-            self._begun = True
-            return False
-        if self._complete(plan):
-            return True
-        self._refuse_content(restart)
         self._begun = True
-        self.store.write(f"{STATE}/plan.json", plan.to_json(), flush=True)
+        if kept is None:
+            self.store.write(f"{STATE}/plan.json", plan.to_json(), flush=True)
         return False
 
     def _complete(self, plan: Plan) -> bool:

@@ -32,7 +32,7 @@ def columns_of(n: int, v: int, labels: int) -> list[tuple[str, str, int]]:
 
 
 def hash_names(text: str) -> list[str]:
-    """The hashes that a setting names between commas, as hashlib and xxhash call them.
+    """The hashes that a setting names between commas, sorted, as hashlib and xxhash call them.
 
     Raises:
         UserError: an unknown one.
@@ -44,7 +44,7 @@ def hash_names(text: str) -> list[str]:
             raise UserError(
                 f"hashes: unknown '{name}'{nearest(name, known)}; known are {', '.join(known)}"
             )
-    return names
+    return sorted(set(names))
 
 
 def new_digest(algorithm: str) -> Any:

@@ -23,6 +23,7 @@ from elemdist.errors import UserError
 from elemdist.metrics import eval_line
 from elemdist.model import Model, ModelConfig
 from elemdist.objectives import NATS_PER_BIT, element_loss, label_loss, mask_materials
+from elemdist.remote import public
 from elemdist.rows import DOC, PAD
 from elemdist.shards import ShardSet
 
@@ -261,7 +262,7 @@ def run(settings: EvalSettings) -> int:
     figures = evaluate(
         model, config, shards, trained, device, settings.micro_samples, settings.samples
     )
-    facts = {"checkpoint": str(chosen.path), "step": chosen.step, "data": settings.data}
+    facts = {"checkpoint": str(chosen.path), "step": chosen.step, "data": public(settings.data)}
     text = json.dumps({**facts, "objective": config.objective, **figures}, indent=2)
     if settings.out:
         checkpoint.write_atomically(Path(settings.out), text + "\n")

@@ -60,7 +60,7 @@ def retried(action: Callable[[], Result], what: str) -> Result:
     for attempt in range(TRIES):
         try:
             return action()
-        except (FileNotFoundError, PermissionError):
+        except (FileNotFoundError, PermissionError, UserError):
             raise
         except Exception as error:  # every store and network has errors of its own
             if attempt == TRIES - 1:

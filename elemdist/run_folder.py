@@ -23,6 +23,7 @@ import yaml
 
 from elemdist.config import TrainSettings
 from elemdist.errors import UserError
+from elemdist.remote import public
 
 PACKAGES = ["elemdist", "torch", "deepspeed", "mosaicml-streaming", "numpy", "safetensors"]
 
@@ -45,7 +46,11 @@ def prepare(settings: TrainSettings) -> Path:
 
 def describe(path: Path, settings: TrainSettings, facts: dict[str, Any]) -> None:
     """Writes what is needed to do the run again."""
-    text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True)
+    tree = dataclasses.asdict(settings)
+    for key in ("train", "eval"):  # URLs, which may hold a password or a signature
+        if tree["data"][key] is not None:
+            tree["data"][key] = public(tree["data"][key])
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
     (path / "settings.yaml").write_text(text, encoding="utf-8")
     report = json.dumps({**environment(), **facts}, indent=2)
     (path / "environment.json").write_text(report + "\n", encoding="utf-8")

@@ -101,7 +101,10 @@ class ShardSet:
         columns = (entry["column_names"], entry["column_encodings"], entry["column_sizes"])
         samples = int(entry["samples"])
         if samples < 0 or columns != columns_of(self.n, self.v, self.labels):
-            raise ValueError(f"{raw.name}: {samples} samples, columns {columns}")
+            raise UserError(
+                f"{self._folder.name}: index.json or manifest.json is damaged, they disagree on "
+                f"the columns of {raw.name}: copy the set again"
+            )
         path = os.path.join(self._cache, raw.name)
         if isinstance(self._folder, LocalFolder):
             here = os.path.join(self._folder.path, raw.name)
