@@ -224,6 +224,12 @@ class Run:
     def _convert(self, jobs: list[Job]) -> None:
         done = self._journal.intact_items(jobs)
         left = [job for job in jobs if job.item.number not in done]
+        if done and not self._settings.quiet:
+            print(
+                f"elemdist: going on in {self._settings.out}: {len(done):,} of {len(jobs):,} work "
+                f"items are done",
+                file=sys.stderr,
+            )
         if left:
             items = [job.item for job in left]
             self._pass("shard", Convert(self._work), left, items)

@@ -73,7 +73,7 @@ class ShardSet:
         if self.samples != promised:
             raise UserError(
                 f"{self._folder.name}: index.json and manifest.json disagree, {self.samples:,} and "
-                f"{promised:,} samples: copy the set again"
+                f"{promised:,} samples: copy the set again, or run an append again that was killed"
             )
         self._all_here = not any(self._in_cache(shard) for shard in self._shards)
         self._views: OrderedDict[int, memoryview] = OrderedDict()

@@ -258,19 +258,18 @@ def test_standard_input(corpus: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a/.elemdist").exists()
 
 
-def test_killed_process(tmp_path: Path) -> None:
+def test_killed_process(corpus: Path, tmp_path: Path) -> None:
     """A process that the system kills ends the run with one line, and the next run goes on."""
-    corpus, out = write_corpus(tmp_path / "made.jsonl", 9000), tmp_path / "set"
+    out = tmp_path / "set"
     options = ["--n", "16", "--item-mb", "1", "--on-error", "skip", "--processes", "2"]
     command = [ELEMDIST, "shard", str(corpus), "--out", str(out), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list(out.glob(".elemdist/done/*")):
+    workers: list[int] = []
+    while not workers:  # the command's children serve; theirs do the work
         assert process.poll() is None
+        workers = [worker for child in children(process.pid) for worker in children(child)]
         time.sleep(0.01)
-    workers = [pid for pid in descendants(process.pid) if "shard." in open_files(pid)] or [
-        pid for pid in descendants(process.pid) if not descendants(pid)
-    ]
-    os.kill(workers[-1], signal.SIGKILL)
+    os.kill(workers[0], signal.SIGKILL)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 2, told
     assert "a process was killed at its work" in told
@@ -278,8 +277,8 @@ def test_killed_process(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes started by a process, and by those."""
+def children(pid: int) -> list[int]:
+    """Processes that a process started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -287,16 +286,8 @@ def descendants(pid: int) -> list[int]:
         except OSError:
             continue
         if int(fields[1]) == pid:
-            child = int(path.parent.name)
-            found += [child, *descendants(child)]
+            found.append(int(path.parent.name))
     return found
-
-
-def open_files(pid: int) -> str:
-    try:
-        return " ".join(os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return ""
 
 
 def test_input_settings_that_cannot_be(tmp_path: Path) -> None:
