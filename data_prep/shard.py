@@ -160,5 +160,7 @@ def describe(summary: ShardSummary) -> str:
     if summary.input_bytes:
         speed = summary.input_bytes / 1e6 / max(summary.seconds, 1e-9)
         size = summary.input_bytes / 1e6
-        lines.append(f"{size:,.1f} MB read in {summary.seconds:,.1f} s ({speed:,.1f} MB/s)")
+        lines.append(
+            f"{size:,.1f} MB read in {summary.seconds:,.1f} s ({speed:,.1f} MB/s as stored)"
+        )
     return "\n".join(lines)

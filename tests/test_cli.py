@@ -54,3 +54,25 @@ def test_data_preparation_never_imports_torch(corpus, tmp_path):
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(words, parts):
     expect_user_error(elemdist(*words), *parts)
+
+
+def test_the_offline_verbs_load_neither_torch_nor_streaming(tmp_path):
+    (tmp_path / "a.txt").write_text("One text.\n\nAnother one.\n")
+    code = (
+        "import sys, os\n"
+        "from elemdist.cli import main\n"
+        "os.chdir(sys.argv[1])\n"
+        "for words in (\n"
+        "    'shard a.txt --out a --n 8 --processes 1 --segmenter uax29',\n"
+        "    'convert a --out b --v 5 --processes 1',\n"
+        "    'convert b --out c.jsonl --to jsonl', 'inspect a', 'inspect a.txt',\n"
+        "    'verify a --processes 1', 'verify b --processes 1',\n"
+        "):\n"
+        "    sys.argv = ['elemdist', *words.split()]\n"
+        "    code = main()\n"
+        "    assert code == 0, (words, code)\n"
+        "assert not {'torch', 'streaming', 'transformers'} & set(sys.modules)\n"
+    )
+    done = run_command(sys.executable, "-c", code, str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"text":"One text.' in (tmp_path / "c.jsonl").read_text()
