@@ -15,6 +15,8 @@ from tests.conftest import REPOSITORY, elemdist, expect_user_error, run_command
 TABLES = {
     "loader": {"ours, gathered", "ours, in training", "MappedDataset", "bare memmap gather"}
     | {"StreamingDataset", "TokensLoader"},
+    "segment": {"word", "char", "byte", "uax29", "sentence"}
+    | {"words by re", "words by split", "char by numpy"},
     "shard": {"elemdist shard", "WordPiece to MDS", "our writer", "MDSWriter"},
 }
 
@@ -30,6 +32,14 @@ def test_a_benchmark_runs_and_prints_its_table(name, tmp_path):
         for peer, rates in table["rates"].items():
             assert len(rates) == 2
             assert f"\n{peer} " in done.stdout
+
+
+def test_memory_is_measured_for_every_kind_of_input(tmp_path):
+    done = elemdist("bench", "memory", "--quick", "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "figures.json").read_text())
+    assert len(table) == 4
+    assert all(50 < peak < 2000 for peaks in table.values() for peak in peaks.values())
 
 
 def test_the_epoch_plan_of_100_million_samples_is_known_at_once(tmp_path):

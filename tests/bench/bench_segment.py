@@ -1,23 +1,24 @@
 """Speed of the segmenters, packing into rows included, against simple peers in Python and numpy.
 
-python tests/bench/bench_segment.py --text corpus.txt
-
-The contenders take turns, so that a change in the machine's speed meets all of them; the table
-shows the median and the spread of each.
+elemdist bench segment [--text FILE] [--megabytes 8] [--rounds 7] [--quick] [--json FILE]
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import re
-import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
 
 from data_prep.pack import Packer
 from elemdist.rows import PAD
+from tests.bench.rounds import Rates, parser, report
 
 N, V = 512, 12
 BLOCK_SAMPLES = 4096
@@ -70,36 +71,33 @@ CONTENDERS: dict[str, Callable[[bytes], int]] = {
     "word": packed_by("word"),
     "char": packed_by("char"),
     "byte": packed_by("byte"),
-    "peer: words by re": by_regular_expression,
-    "peer: words by split": by_split,
-    "peer: char by numpy": characters_by_numpy,
+    "uax29": packed_by("uax29"),
+    "sentence": packed_by("sentence"),
+    "words by re": by_regular_expression,
+    "words by split": by_split,
+    "char by numpy": characters_by_numpy,
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", help="a UTF-8 file; default: made-up sentences")
-    parser.add_argument("--megabytes", type=float, default=8.0, help="text to use (default 8)")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each (default 7)")
-    arguments = parser.parse_args()
-    size = int(arguments.megabytes * 1e6)
-    text = SENTENCE.encode()
-    if arguments.text:
-        with open(arguments.text, "rb") as file:
-            text = file.read()
+    options = parser(__doc__, 7)
+    options.add_argument("--text", type=Path, help="a UTF-8 file; default: made-up sentences")
+    options.add_argument("--megabytes", type=float, default=8.0, help="of text (default 8)")
+    chosen = options.parse_args()
+    size, rounds = (20_000, 2) if chosen.quick else (int(chosen.megabytes * 1e6), chosen.rounds)
+    text = chosen.text.read_bytes() if chosen.text else SENTENCE.encode()
     text = (text * (size // len(text) + 1))[:size].decode(errors="ignore").encode()
-    speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    rows = {name: work(text[:1000]) for name, work in CONTENDERS.items()}  # compiles, too
-    for _ in range(arguments.rounds):
-        for name, work in CONTENDERS.items():
-            start = time.perf_counter()
-            rows[name] = work(text)
-            speeds[name].append(len(text) / 1e6 / (time.perf_counter() - start))
-    print(f"{'':24}{'MB/s':>8}{'lowest':>8}{'highest':>8}{'bytes/row':>11}")
-    for name, found in speeds.items():
-        median = statistics.median(found)
-        per_row = len(text) / rows[name]
-        print(f"{name:24}{median:8.1f}{min(found):8.1f}{max(found):8.1f}{per_row:11.2f}")
+
+    def peer(work: Callable[[bytes], int]) -> Callable[[], float]:
+        def run() -> float:
+            work(text)
+            return len(text) / 1e6
+
+        return run
+
+    table = Rates(f"{len(text) / 1e6:,.1f} MB of text to rows, one core", "MB/s", ["words by re"])
+    table.measure({name: peer(work) for name, work in CONTENDERS.items()}, rounds)
+    report([table], chosen.json)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,10 @@ class Rates:
             found.append(
                 f"target: {name} at least x{least} against {base}: x{ratio:.2f}, {verdict}"
             )
+        for name, least in self.floors:
+            rate = statistics.median(self.rates[name])
+            verdict = "met" if rate >= least else "MISSED"
+            found.append(f"target: {name} at least {least} {self.unit}: {rate:,.1f}, {verdict}")
         return found
 
     def figures(self) -> dict[str, Any]:
