@@ -66,6 +66,12 @@ def write_corpus(path: Path, documents: int, seed: int) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the tests fetch or unpack goes to a folder of theirs, not to the user's."""
+    os.environ["ELEMDIST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus") / "made.jsonl", 400, seed=3)
