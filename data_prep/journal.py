@@ -280,6 +280,7 @@ class Journal:
 
     def clear(self) -> None:
         """Removes all that runs of ours wrote here, and the folder if this run made it."""
+        self.store.remove("rejects.jsonl")  # beside the sets, where there are several
         for folder in self.sets:
             store = self.store.within(folder)
             # Without its index a set is no set, so that goes first.

@@ -201,6 +201,19 @@ def test_changed_input_is_refused(tmp_path: Path) -> None:
     assert files_of(out) == files_of(fresh)
 
 
+def test_restart_leaves_nothing_of_the_old_run(tmp_path: Path) -> None:
+    corpus, out = write_corpus(tmp_path / "made.jsonl", 6000), tmp_path / "set"
+    interrupted(corpus, out, *MANY)
+    (out / "rejects.jsonl").write_text("of a merge that was killed\n")
+    corpus.write_text('{"text": "all is well now", "labels": ["x"]}\n' * 3)
+    # Whatever the split, three times one document are one: the other set stays empty.
+    done = elemdist("shard", corpus, "--out", out, *MANY, "--restart")
+    assert done.returncode == 0, done.stderr
+    assert not (out / "rejects.jsonl").exists()
+    assert len(list(out.glob("*/*.mds"))) == 1
+    assert not (out / ".elemdist").exists()
+
+
 def test_a_second_run_is_refused(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     command = [ELEMDIST, "shard", str(corpus), "--out", str(out), "--processes", "1", *MANY]
