@@ -24,6 +24,7 @@ from data_prep.store import LocalStore, Store, write_error
 from elemdist.errors import UserError
 
 STATE = ".elemdist"
+DAMAGED = (LookupError, TypeError, AttributeError)  # what JSON of another shape ends in
 STDIN_COPY = f"{STATE}/stdin"
 OURS = re.compile(r"shard\.\d+\.\d+\.mds(\.\w+)?|(manifest|index)\.json|(journal|rejects)\.jsonl")
 OURS_UNFINISHED = re.compile(r".*\.tmp")
@@ -141,7 +142,12 @@ class Journal:
                 if kept is None:
                     raise
         if kept is not None:
-            plan.compare(kept, self.store.path)
+            try:
+                plan.compare(kept, self.store.path)
+            except DAMAGED as error:
+                raise UserError(
+                    f"{self.store.name_of(f'{STATE}/plan.json')} is damaged: --restart begins anew"
+                ) from error
         self._begun = True
         if kept is None:
             self.store.write(f"{STATE}/plan.json", plan.to_json(), flush=True)
@@ -182,24 +188,32 @@ class Journal:
 
     def read_scan(self, item: int) -> dict[str, Any] | None:
         """What the first pass found in an item; None if it has not been there."""
-        return self._read(f"scan/{item:08d}.json")
+        kept = self._read(f"scan/{item:08d}.json")
+        good = isinstance(kept, dict) and kept.keys() >= {"documents", "labels"}
+        return kept if good else None
+
+    def scanned_items(self) -> set[int]:
+        """Numbers of the items that the first pass is through with."""
+        return {item for item in self.items_in("scan") if self.read_scan(item) is not None}
 
     def write_scan(self, item: int, found: dict[str, Any], hashes: bytes | None) -> None:
         """Keeps what the first pass found in an item."""
         if hashes is not None:
-            self.store.write(hashes_name(item), hashes)
-        self.store.write(f"{STATE}/scan/{item:08d}.json", json.dumps(found).encode())
+            self.store.write(hashes_name(item), hashes, flush=True)
+        name = f"{STATE}/scan/{item:08d}.json"
+        self.store.write(name, json.dumps(found).encode(), flush=True)
 
     def read_done(self, item: int) -> Done | None:
         """The entry of a converted item; None if it is still to be done."""
         kept = self._read(f"done/{item:08d}.json")
-        if kept is None:
+        try:
+            sets = {
+                folder: SetPart(one["shards"], Counter(one["counts"]), Counter(one["label_counts"]))
+                for folder, one in kept["sets"].items()
+            }
+            return Done(kept["item"], kept["digests"], sets, kept["rejects"])
+        except DAMAGED:  # missing, or torn by a machine that went down: it is done again
             return None
-        sets = {
-            folder: SetPart(one["shards"], Counter(one["counts"]), Counter(one["label_counts"]))
-            for folder, one in kept["sets"].items()
-        }
-        return Done(kept["item"], kept["digests"], sets, kept["rejects"])
 
     def write_done(self, done: Done) -> None:
         """Keeps that an item is converted, once its shards are all in place."""
@@ -213,7 +227,7 @@ class Journal:
             for folder, part in done.sets.items()
         }
         kept = {"item": done.item, "digests": done.digests, "sets": sets, "rejects": done.rejects}
-        self.store.write(name, json.dumps(kept).encode())
+        self.store.write(name, json.dumps(kept).encode(), flush=True)
 
     def drop_done(self, item: int) -> None:
         """Forgets that an item was converted."""

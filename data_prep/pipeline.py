@@ -174,7 +174,7 @@ class Run:
         own = self._items[number::count]
         if self._scans:
             self._scan(own)
-            missing = len(self._items) - len(self._journal.items_in("scan"))
+            missing = len(self._items) - len(self._journal.scanned_items())
             if missing:
                 return (
                     f"part {number}/{count}: its share of the first pass is done; {missing:,} work "
@@ -216,7 +216,7 @@ class Run:
             progress.close()
 
     def _scan(self, items: list[Item]) -> None:
-        done = self._journal.items_in("scan")
+        done = self._journal.scanned_items()
         left = [item for item in items if item.number not in done]
         if left:
             self._pass("scan", scan_and_keep, left, left)

@@ -90,7 +90,8 @@ def convert(job: Job, settings: ShardSettings, progress: Progress) -> Done:
             digests.append(reader.digest())
         if problems.listed:
             rejects.seek(0)
-            open_store(settings.out).write(rejects_name(job.item.number), rejects.read())
+            store = open_store(settings.out)
+            store.write(rejects_name(job.item.number), rejects.read(), flush=True)
     for output, (documents, size) in zip(outputs, router.duplicates.tolist(), strict=True):
         output.counts["duplicate_documents"] = documents
         output.counts["duplicate_bytes"] = size

@@ -177,6 +177,33 @@ def test_damaged_while_unfinished(
     assert files_of(out) == undisturbed
 
 
+def test_a_state_that_a_dying_machine_tore(
+    corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Names without content, as a power failure leaves them, are work that is not done."""
+    out = tmp_path / "set"
+    interrupted(corpus, out, *MANY)
+    for folder, content in (
+        ("scan", b""),
+        ("scan", b"[]"),
+        ("done", b""),
+        ("done", b'{"sets": 5}'),
+    ):
+        entries = sorted(out.glob(f".elemdist/{folder}/*.json"))
+        entries[len(content) % 2].write_bytes(content)
+    done = elemdist("shard", corpus, "--out", out, "--processes", "2", *MANY)
+    assert done.returncode == 0, done.stderr
+    assert files_of(out) == undisturbed
+
+
+@pytest.mark.parametrize("plan", ["[1]", '{"settings": 5}', "{}"])
+def test_a_damaged_plan(corpus: Path, tmp_path: Path, plan: str) -> None:
+    path = tmp_path / "set/.elemdist/plan.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(plan)
+    expect_user_error(elemdist("shard", corpus, "--out", tmp_path / "set"), "plan.json is damaged")
+
+
 def test_another_command_is_refused(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     interrupted(corpus, out, *MANY)
