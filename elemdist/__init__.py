@@ -1,3 +1,20 @@
 """Elementwise transformers: text as rows of UTF-8 bytes, without a tokenizer."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elemdist.embedding import ElementwiseEmbedding
+
+__all__ = ["ElementwiseEmbedding", "__version__"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Offline work imports this package and must not pay for torch.
+    if name == "ElementwiseEmbedding":
+        from elemdist.embedding import ElementwiseEmbedding
+
+        return ElementwiseEmbedding
+    raise AttributeError(f"module 'elemdist' has no attribute '{name}'")

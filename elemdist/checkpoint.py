@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ import torch.distributed as dist
 import xxhash
 from safetensors.torch import load_file, save_file
 
+from elemdist import pretrained
 from elemdist.commandline import build
 from elemdist.config import TrainSettings
 from elemdist.engine import Ranks, on_first
 from elemdist.errors import UserError
-from elemdist.model import Model, ModelConfig
+from elemdist.model import Model
+from elemdist.model_config import ModelConfig
 
 FORMAT = "elemdist-checkpoint"
-VERSION = 1
+VERSION = 2  # 1 knew one backbone and one input
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Checkpoint:
         return int(self.manifest["step"])
 
     def config(self) -> ModelConfig:
-        return ModelConfig(**json.loads((self.path / "config.json").read_text()))
+        return ModelConfig.from_json(json.loads((self.path / "config.json").read_text()))
 
     def settings(self) -> TrainSettings:
         return build(TrainSettings, self.manifest["settings"])
@@ -244,27 +247,45 @@ def resume(engine: Any, ranks: Ranks, run_dir: Path, facts: dict[str, Any]) -> i
     return chosen.step
 
 
+def encoder_settings(config: ModelConfig) -> list[str]:
+    """The settings, by their dotted names, that fix what the weights of an encoder mean."""
+    model = config.model
+    names = "input backbone layers width heads feedforward embedding_width norm positions"
+    chosen = [f"model.{name}" for name in (*names.split(), "activation", "biases")]
+    if model.input == "elementwise":
+        chosen += [f"model.ablation.{part.name}" for part in dataclasses.fields(model.ablation)]
+    if model.positions == "rotary":
+        chosen.append("model.rotary_base")
+    if model.backbone == "canine":
+        chosen += ["model.canine.rate", "model.canine.local", "model.canine.kernel"]
+    if model.input == "canine":
+        chosen += ["model.canine.hashes", "model.canine.buckets"]
+    return chosen
+
+
 def initialise_from(model: Model, path: str) -> str:
-    """Takes the encoder's weights of another run; a line that says which.
+    """Takes the encoder's weights of another run, or, from hf:FOLDER, those of a model that
+    transformers saved; a line that says which.
 
     Raises UserError where the shapes differ.
     """
+    if path.startswith("hf:"):
+        return pretrained.initialise(model, path.removeprefix("hf:"))
     chosen = find(path)
     theirs, ours = chosen.config(), model.config
-    for key in ("v", "width", "layers", "heads", "feedforward", "norm"):
-        if getattr(theirs, key) != getattr(ours, key):
-            raise UserError(
-                f"init_from {path}: its model.{key} is {getattr(theirs, key)}, this run's is"
-                f" {getattr(ours, key)}; set --model.{key} (v: shard with the same --v)"
-            )
+    misfits = pretrained.Misfits()
+    misfits.compare({name: attrgetter(name)(theirs) for name in encoder_settings(theirs)}, ours)
+    if theirs.model.input == "elementwise" and theirs.v != ours.v:
+        misfits.note(f"its v is {theirs.v}, the shards' is {ours.v}", f"shard with --v {theirs.v}")
+    if theirs.symbols != ours.symbols:
+        misfits.note("its tokenizer is another one", "set --model.tokenizer to the same one")
+    if theirs.model.positions == "learned":
+        misfits.note_positions(theirs.positions, ours)
+    misfits.refuse(path)
     weights = {k: w for k, w in chosen.weights().items() if k.startswith("encoder.")}
-    positions = weights["encoder.positions.weight"]
-    if len(positions) < ours.n:
-        raise UserError(
-            f"init_from {path}: it knows {len(positions)} positions, the shards have n={ours.n};"
-            f" shard with --n {len(positions)} or pre-train on longer samples"
-        )
-    weights["encoder.positions.weight"] = positions[: ours.n]
+    if theirs.model.positions == "learned":
+        positions = weights["encoder.positions.weight"]
+        weights["encoder.positions.weight"] = positions[: ours.positions]
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected, unexpected
     assert all(name.startswith("head.") for name in missing), missing

@@ -63,6 +63,13 @@ def train(argv: list[str]) -> int:
     return train_here(argv)
 
 
+def plan(argv: list[str]) -> int:
+    """tell what a recipe amounts to: its parameters by part"""
+    from launcher.plan import run
+
+    return run(argv, plan.__doc__)
+
+
 def evaluate(argv: list[str]) -> int:
     """figures of a checkpoint on held-out shards, as JSON"""
     from elemdist.commandline import parse
@@ -74,6 +81,18 @@ def evaluate(argv: list[str]) -> int:
     return run(settings)
 
 
+def sample(argv: list[str]) -> int:
+    """let a decoder go on with a text"""
+    from elemdist.commandline import parse
+    from elemdist.sample_settings import SampleSettings
+
+    settings = parse(SampleSettings, argv, "elemdist sample", "run", sample.__doc__)
+    from data_prep.segment import rows_of
+    from elemdist.sample import run  # after the settings: it loads torch
+
+    return run(settings, rows_of)
+
+
 def plot(argv: list[str]) -> int:
     """curves of one or several runs, as PNG"""
     from elemdist.commandline import parse
@@ -81,6 +100,24 @@ def plot(argv: list[str]) -> int:
 
     run(parse(PlotSettings, argv, "elemdist plot", "runs", plot.__doc__))
     return 0
+
+
+def doctor(argv: list[str]) -> int:
+    """report what this machine has, what would run on it, and what is broken"""
+    from elemdist.commandline import parse
+
+    try:
+        from launcher.doctor import DoctorSettings, run
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("launcher"):
+            raise
+        import launcher
+
+        raise UserError(
+            f"{list(launcher.__path__)[0]} is another package than elemdist's launcher and hides"
+            " it; give elemdist an environment of its own"
+        ) from None
+    return run(parse(DoctorSettings, argv, "elemdist doctor", None, doctor.__doc__))
 
 
 def bench(argv: list[str]) -> int:
@@ -95,9 +132,12 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "convert": convert,
     "inspect": inspect,
     "verify": verify,
+    "plan": plan,
     "train": train,
     "eval": evaluate,
+    "sample": sample,
     "plot": plot,
+    "doctor": doctor,
     "bench": bench,
 }
 

@@ -63,7 +63,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         text = super().format_help(*args, **kwargs)
-        text = re.sub(r"\n +--\S+ CONFIG +Path to a configuration file\.", "", text)
+        text = re.sub(r"\n +--\S+ CONFIG\s+Path to a configuration file\.", "", text)
         return re.sub(r"--[a-z][a-z_.0-9]*", lambda m: m.group().replace("_", "-"), text)
 
 
@@ -135,19 +135,17 @@ def split_arguments(argv: list[str], known: dict[str, Any]) -> tuple[list[str], 
 
 def take_positional(
     positional: list[str], target: str | None, known: dict[str, Any]
-) -> tuple[str | None, dict[str, str]]:
-    """(recipe, values) from the positional arguments; `target` names the setting they fill."""
+) -> tuple[list[str], dict[str, str]]:
+    """(recipes, values) from the positional arguments; `target` names the setting they fill."""
     if target is None:
-        if len(positional) > 1:
-            raise UserError(f"one recipe at a time, got {' '.join(positional)}")
-        return (positional[0] if positional else None), {}
+        return positional, {}
     if not positional:
-        return None, {}
+        return [], {}
     if typing.get_origin(known[target]) is list:
-        return None, {target: json.dumps(positional)}
+        return [], {target: json.dumps(positional)}
     if len(positional) > 1:
         raise UserError(f"one {target} expected, got {' '.join(positional)}")
-    return None, {target: positional[0]}
+    return [], {target: positional[0]}
 
 
 def parse(
@@ -159,11 +157,12 @@ def parse(
 ) -> Settings:
     """An instance of `settings_class` from `argv`.
 
-    `positional` is the setting that arguments without a name fill; None: the one such argument is
-    a YAML recipe, which lies beneath the command line. Raises UserError; exits after ``--help``.
+    `positional` is the setting that arguments without a name fill; None: such arguments are YAML
+    recipes, each above the one before it and all beneath the command line. Raises UserError; exits
+    after ``--help``.
     """
     known = leaf_types(settings_class)
-    place = f"[{positional.upper()} ...]" if positional else "[RECIPE.yaml]"
+    place = f"[{positional.upper()} ...]" if positional else "[RECIPE.yaml ...]"
     # parser_mode json: YAML would read 24:00:00 as 86400.
     parser = Parser(
         prog=prog,
@@ -181,13 +180,13 @@ def parse(
         print(parser.format_help())
         raise SystemExit(0)
     unnamed, values = split_arguments(argv, known)
-    recipe, named = take_positional(unnamed, positional, known)
-    source = dict.fromkeys({**values, **named}, "command line")
-    if recipe is not None:
+    recipes, named = take_positional(unnamed, positional, known)
+    values = {**values, **named}
+    source = dict.fromkeys(values, "command line")
+    for recipe in reversed(recipes):
         from_file = read_recipe(recipe, known)
         source = dict.fromkeys(from_file, recipe) | source
         values = {**from_file, **values}
-    values = {**values, **named}
     result = parser.get_defaults()
     for key, value in values.items():
         try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from elemdist.errors import UserError
+from elemdist.model_settings import ModelSettings
 
 
 @dataclass
@@ -31,24 +32,6 @@ class DataSettings:
 
 
 @dataclass
-class ModelSettings:
-    """The transformer"""
-
-    layers: int = 4
-    """Transformer blocks."""
-    width: int = 192
-    """Width w of the model in floats; a multiple of v, each element has w / v of them."""
-    heads: int = 0
-    """Attention heads; 0: as many as a material has elements, v."""
-    feedforward: int = 0
-    """Inner width of the feed-forward layers in floats; 0: four times the width."""
-    dropout: float = 0.1
-    """Share of activations dropped in training, after the embedding and in every block."""
-    norm: Literal["post", "pre"] = "post"
-    """Layer norm after each residual sum, as in the original BERT, or before each sub-layer."""
-
-
-@dataclass
 class MlmSettings:
     """Objective mlm"""
 
@@ -61,9 +44,9 @@ class MlmSettings:
 class ClassifySettings:
     """Objective classify"""
 
-    pooling: Literal["doc", "mean", "max"] = "doc"
-    """The document's vector: the output of its DOC row (BERT's CLS), or the mean or the maximum
-    over all its rows."""
+    pooling: Literal["doc", "last", "mean", "max"] = "doc"
+    """The document's vector: the output of its DOC row (BERT's CLS), of its last row, or the mean
+    or the maximum over all its rows."""
     threshold: float = 0.5
     """A label is predicted where its probability reaches this."""
     mask_rate: float = 0.0
@@ -115,13 +98,27 @@ class ZeroSettings:
 
 
 @dataclass
+class MemorySettings:
+    """Less memory for more time; the numbers stay the same"""
+
+    checkpoint_every: int = 0
+    """Keep only the input of every so many'th block and compute the block again for the gradient;
+    1: of all blocks, 0: of none."""
+    tile_rows: int = 0
+    """The feed-forward layers take so many rows at a time; 0: all at once."""
+    tile_loss_rows: int = 0
+    """The predictions and their loss take so many rows at a time; 0: all at once."""
+
+
+@dataclass
 class TrainSettings:
     """The run"""
 
     run_dir: str | None = None
     """Folder of the run: settings, metrics, TensorBoard, checkpoints. Required."""
-    objective: Literal["mlm", "classify"] = "mlm"
-    """mlm: predict masked materials, in bits per byte. classify: multilabel, a sigmoid each."""
+    objective: Literal["mlm", "clm", "classify"] = "mlm"
+    """mlm: predict masked materials, in bits per byte. clm: predict the next material (a decoder).
+    classify: multilabel, a sigmoid each."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     mlm: MlmSettings = field(default_factory=MlmSettings)
@@ -129,6 +126,12 @@ class TrainSettings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     zero: ZeroSettings = field(default_factory=ZeroSettings)
+    memory: MemorySettings = field(default_factory=MemorySettings)
+    attention: Literal["auto", "flash_attn", "varlen", "sdpa"] = "auto"
+    """What computes attention; auto: the first of these that this machine has."""
+    compile: bool = False
+    """Compile the row-wise parts of the blocks with torch.compile, which takes a minute at the
+    start; needs a C++ compiler."""
     steps: int = 1000
     """Optimizer steps of the whole run."""
     stop_step: int = 0
@@ -152,7 +155,8 @@ class TrainSettings:
     seed: int = 1
     """Of initialisation, data order, masks and dropout."""
     init_from: str | None = None
-    """Run folder whose newest checkpoint gives the initial encoder weights."""
+    """Run folder whose newest checkpoint gives the initial encoder weights, or hf:FOLDER, a model
+    that transformers saved (BERT, ALBERT, CANINE)."""
     resume: bool = False
     """Go on from the newest complete checkpoint in run_dir; from the start if there is none."""
     deterministic: bool = False
@@ -172,6 +176,13 @@ class TrainSettings:
             **{
                 "model.layers": self.model.layers,
                 "model.width": self.model.width,
+                "model.slot_width": self.model.slot_width,
+                "model.slot_layers": self.model.slot_layers,
+                "model.canine.rate": self.model.canine.rate,
+                "model.canine.local": self.model.canine.local,
+                "model.canine.kernel": self.model.canine.kernel,
+                "model.canine.hashes": self.model.canine.hashes,
+                "model.canine.buckets": self.model.canine.buckets,
                 "batch.global_samples": self.batch.global_samples,
                 "batch.micro_samples": self.batch.micro_samples,
             },
@@ -186,6 +197,13 @@ class TrainSettings:
                 "data.eval_samples": self.data.eval_samples,
                 "model.heads": self.model.heads,
                 "model.feedforward": self.model.feedforward,
+                "model.embedding_width": self.model.embedding_width,
+                "model.window": self.model.window,
+                "model.global_every": self.model.global_every,
+                "model.ablation.mixing": self.model.ablation.mixing,
+                "memory.checkpoint_every": self.memory.checkpoint_every,
+                "memory.tile_rows": self.memory.tile_rows,
+                "memory.tile_loss_rows": self.memory.tile_loss_rows,
                 "optim.lr": self.optim.lr,
                 "optim.eps": self.optim.eps,
                 "optim.weight_decay": self.optim.weight_decay,

@@ -2,8 +2,8 @@
 
 The order is a pure function of (seed, epoch, place), so it needs neither memory nor a plan at the
 start, and a run that is resumed at step k, on any number of ranks, sees the very same global
-batches. A batch leaves here unpadded: its rows back to back, one segment after the other.
-Shape suffixes: see elemdist/rows.py; S segments.
+batches. A batch leaves here unpadded, see elemdist/batch.py.
+Shape suffixes: see elemdist/rows.py.
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from elemdist.attention import Segments
-from elemdist.rows import DOC, PAD
+from elemdist.batch import Batch, Reading, unpad
 from elemdist.shards import ShardSet
+
+__all__ = [
+    "Batch",
+    "Order",
+    "evaluation_batches",
+    "sample_ids",
+    "shuffled",
+    "training_steps",
+    "unpad",
+]
 
 MASK_64 = (1 << 64) - 1
 SAMPLES_AT_ONCE = 1 << 14  # of a rank, whose numbers are worked out together
@@ -73,73 +80,6 @@ def sample_ids(places: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The rows of some samples without padding, segments sorted by length."""
-
-    rows_TV: Tensor  # uint8
-    position_T: Tensor  # int64, place of a row in its segment
-    key_T: Tensor  # int64, place of a row in the whole run: what its random numbers hang on
-    segments: Segments
-    sample_S: Tensor  # int64, which of the batch's samples a segment belongs to
-    labels_BL: Tensor | None  # float32, by sample
-    text_bytes: int
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on `device`; copies from pinned memory do not wait."""
-        if device.type == "cpu":
-            return self
-
-        def move(x: Tensor) -> Tensor:
-            return x.pin_memory().to(device, non_blocking=True)
-
-        return Batch(
-            move(self.rows_TV),
-            move(self.position_T),
-            move(self.key_T),
-            Segments(move(self.segments.cu_lengths), self.segments.lengths),
-            move(self.sample_S),
-            None if self.labels_BL is None else move(self.labels_BL),
-            self.text_bytes,
-        )
-
-
-def unpad(rows_BNV: np.ndarray, labels_BL: np.ndarray | None, places: np.ndarray) -> Batch:
-    """A batch from (B, N, V) uint8 samples; `places` (B,) are their places in the run."""
-    b, n, v = rows_BNV.shape
-    first_BN = rows_BNV[:, :, 0]
-    starts_BN = first_BN == DOC
-    starts_BN[:, 0] = True
-    # Padding stands at the end of a sample only, so a segment is a contiguous run of rows.
-    start_S = np.flatnonzero(starts_BN)
-    rows_B = (first_BN != PAD).sum(1)
-    end_S = np.append(start_S[1:], b * n)
-    sample_S = start_S // n
-    end_S = np.minimum(end_S, sample_S * n + rows_B[sample_S])
-    length_S = end_S - start_S
-    order = np.argsort(length_S, kind="stable")
-    start_S, length_S, sample_S = start_S[order], length_S[order], sample_S[order]
-
-    cu_lengths = np.concatenate([[0], np.cumsum(length_S)])
-    number_T = np.arange(cu_lengths[-1])
-    position_T = number_T - np.repeat(cu_lengths[:-1], length_S)
-    flat_T = number_T + np.repeat(start_S - cu_lengths[:-1], length_S)
-    # A row as one item of v bytes: numpy gathers these four times as fast as rows of v items.
-    rows = np.ascontiguousarray(rows_BNV).reshape(b * n, v).view(np.dtype((np.void, v)))[:, 0]
-    rows_TV = np.take(rows, flat_T).view(np.uint8).reshape(-1, v)
-    # place in the run * n + place in the sample
-    key_T = flat_T + np.repeat((places[sample_S] - sample_S) * n, length_S)
-    return Batch(
-        torch.from_numpy(rows_TV),
-        torch.from_numpy(position_T),
-        torch.from_numpy(key_T),
-        Segments(torch.from_numpy(cu_lengths.astype(np.int32)), length_S.tolist()),
-        torch.from_numpy(sample_S),
-        None if labels_BL is None else torch.from_numpy(labels_BL.astype(np.float32)),
-        int(np.count_nonzero(rows_TV < 0xFC)),
-    )
-
-
-@dataclass(frozen=True)
 class Order:
     """Which samples this rank takes in every micro-batch of every step."""
 
@@ -175,9 +115,12 @@ def steps_ahead(
 
 
 def training_steps(
-    shards: ShardSet, order: Order, steps: range, ahead: int = 2
+    shards: ShardSet, order: Order, steps: range, ahead: int = 2, reading: Reading | None = None
 ) -> Iterator[list[Batch]]:
-    """For every step the micro-batches of this rank, gathered by a thread `ahead` steps ahead."""
+    """For every step the micro-batches of this rank, gathered by a thread `ahead` steps ahead.
+
+    `reading`: of the model's input, see elemdist/inputs.py; None: elementwise.
+    """
 
     def produce() -> Iterator[list[Batch]]:
         coming = steps_ahead(shards, order, steps)
@@ -188,7 +131,7 @@ def training_steps(
                 batches = []
                 for places, ids in zip(places_PB, ids_PB, strict=True):
                     rows_BNV, labels_BL = shards.gather(ids)
-                    batches.append(unpad(rows_BNV, labels_BL, places))
+                    batches.append(unpad(rows_BNV, labels_BL, places, reading))
                 yield batches
             now = following
 
@@ -225,9 +168,15 @@ def training_steps(
 
 
 def evaluation_batches(
-    shards: ShardSet, micro_samples: int, rank: int, world_size: int, samples: int = 0
+    shards: ShardSet,
+    micro_samples: int,
+    rank: int,
+    world_size: int,
+    samples: int = 0,
+    reading: Reading | None = None,
 ) -> Iterator[tuple[Batch, int]]:
-    """(batch, number of its samples that count) over the first `samples` (0: all) in order.
+    """(batch, number of its samples that count) over the first `samples` (0: all) in order, as
+    the model's input reads them (None: elementwise).
 
     Every rank gets the same number of batches, as ZeRO-3 asks for: one that has run out repeats
     the last sample, and none of it counts.
@@ -241,4 +190,4 @@ def evaluation_batches(
         counted = int((ids < total).sum())
         ids = ids[:counted] if counted else np.array([total - 1])
         rows_BNV, labels_BL = shards.gather(ids)
-        yield unpad(rows_BNV, labels_BL, ids), counted
+        yield unpad(rows_BNV, labels_BL, ids, reading), counted

@@ -1,62 +1,229 @@
-"""The elementwise embedding: a material is the concatenation of the embeddings of its bytes.
+"""The embeddings: what each kind of input makes of the bytes of a row.
 
-Source: Kim & Kim 2023, arXiv 2302.13475. Shape suffixes: see elemdist/rows.py; C = W / V.
+:class:`ElementwiseEmbedding` is the method: a material is the concatenation of the embeddings of
+its bytes (Kim & Kim 2023, arXiv 2302.13475). The others are what it is compared with.
+Shape suffixes: see elemdist/rows.py; C = W / V.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elemdist.errors import UserError
-from elemdist.rows import ELEMENTS, PAD
+from elemdist.errors import UserError, nearest
+from elemdist.model_config import CHARACTER_BYTES, ModelConfig, check_width
+from elemdist.objectives import hash_uniform
+from elemdist.rows import DOC, ELEMENTS, MASK, PAD, SEP
+from elemdist.table_gradient import lookup
+
+INIT_STD = 0.02  # BERT's
+
+# CANINE's code points (Clark et al. 2022, arXiv 2103.06874), out of Unicode's private ones.
+CANINE_CODES = {PAD: 0, DOC: 0xE000, SEP: 0xE001, MASK: 0xE003}
+INVALID_CODE = 0xE005  # ours, of bytes that are no character; CANINE gives it no meaning
+PRIMES = (31, 43, 59, 61, 73, 97, 103, 113, 137, 149, 157, 173, 181, 193, 211, 223)
 
 
-def check_width(v: int, width: int) -> None:
-    """Raises UserError where v elements cannot share a width equally."""
-    if width % v:
-        below = width // v * v
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
         raise UserError(
-            f"model.width: {width} is not a multiple of the shards' v={v};"
-            f" the nearest are {below or v} and {below + v}"
+            f"{name}: there is no '{value}'{nearest(value, known)}; it is {' or '.join(known)}"
         )
+
+
+def check_rows(rows_V: Tensor, v: int) -> None:
+    """Raises UserError on anything but rows of v bytes. Other integers than uint8 have their values
+    looked at, which waits for the device."""
+    if rows_V.ndim == 0 or rows_V.shape[-1] != v:
+        raise UserError(
+            f"rows of v={v} bytes are needed, a last dimension of {v}; the shape is"
+            f" {tuple(rows_V.shape)}"
+        )
+    if rows_V.dtype == torch.uint8:
+        return
+    if rows_V.dtype == torch.bool or rows_V.is_floating_point() or rows_V.is_complex():
+        raise UserError(f"rows are bytes: take torch.uint8, or integers, not {rows_V.dtype}")
+    if rows_V.numel():
+        least, most = (int(bound) for bound in rows_V.long().aminmax())
+        if least < 0 or most >= ELEMENTS:
+            raise UserError(f"rows are bytes, 0 to 255; there are values from {least} to {most}")
+
+
+def shuffled(rows_V: Tensor) -> Tensor:
+    """Every row's bytes in an order that is a hash of the row: (..., V) -> (..., V). Equal rows
+    stay equal, on every device and in every run."""
+    key = torch.zeros_like(rows_V[..., 0], dtype=torch.int64)
+    for byte in rows_V.unbind(-1):
+        key = key * 0x100000001B3 + byte  # any odd factor does; hash_uniform mixes the bits
+    v = rows_V.shape[-1]
+    slot_V = torch.arange(v, device=rows_V.device)
+    order_V = hash_uniform(key.unsqueeze(-1) * v + slot_V, seed=0, stream=0)
+    return rows_V.gather(-1, order_V.argsort(dim=-1, stable=True))
+
+
+class SlotMixing(nn.Module):
+    """A residual layer, (..., W) -> (..., W), of inner width r, that starts as the identity.
+
+    ``x + up(gelu(down(x)))``, with a bias inside, since around 0, where embeddings start, a GELU
+    without one is hardly curved. Holds plain matrices, which no general initialisation of linear
+    layers overwrites.
+    """
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(inner, width))
+        nn.init.normal_(self.down, std=width**-0.5)
+        self.bias = nn.Parameter(torch.zeros(inner))
+        self.up = nn.Parameter(torch.zeros(width, inner))
+
+    def forward(self, x_W: Tensor) -> Tensor:
+        return x_W + F.linear(F.gelu(F.linear(x_W, self.down, self.bias)), self.up)
 
 
 class ElementwiseEmbedding(nn.Module):
     """Rows of bytes to vectors: ``(..., V) uint8 -> (..., W)``, by a table of 256 x (W / V).
 
-    Raises UserError where `width` is not a multiple of `v`.
+    The vectors of a row's bytes, unused slots (PAD, whose vector starts at 0) included, stand side
+    by side (Kim & Kim 2023, arXiv 2302.13475). In front of any transformer that takes vectors::
+
+        embedding = ElementwiseEmbedding(v=12, width=192)
+        rows = torch.from_numpy(rows_of("a heron".encode(), v=12))  # data_prep.segment: (2, 12)
+        vectors = embedding(rows)  # (2, 192), "a " and "heron"
+
+    Args:
+        v: bytes of a row, the slots V. width: floats of a vector, W, a multiple of v.
+        tables: ``shared``, one (256, C) for all slots, or ``per_slot``, (V, 256, C).
+        slots: ``shuffled`` puts each row's bytes in an order of its own, the same each time that
+            it occurs, so that a slot says nothing.
+        mixing: inner width of a small residual layer behind the concatenation; 0: none.
+
+    Attributes:
+        table: the parameter, (256, C) or (V, 256, C).
+
+    Raises:
+        UserError: `width` is not a multiple of `v`, a choice does not exist, or, when called,
+            these are no rows of v bytes.
     """
 
-    def __init__(self, v: int, width: int) -> None:
+    def __init__(
+        self,
+        v: int,
+        width: int,
+        *,
+        tables: Literal["shared", "per_slot"] = "shared",
+        slots: Literal["ordered", "shuffled"] = "ordered",
+        mixing: int = 0,
+    ) -> None:
         super().__init__()
-        check_width(v, width)
-        self.v = v
-        self.table = nn.Parameter(torch.empty(ELEMENTS, width // v))
-        nn.init.normal_(self.table, std=0.02)
+        if v < 1 or width < 1 or mixing < 0:
+            raise UserError(f"v={v} and width={width} are at least 1, mixing={mixing} at least 0")
+        check_width(v, width, "width")
+        check_choice("tables", tables, ("shared", "per_slot"))
+        check_choice("slots", slots, ("ordered", "shuffled"))
+        self.v, self.shuffle = v, slots == "shuffled"
+        shape = (ELEMENTS, width // v) if tables == "shared" else (v, ELEMENTS, width // v)
+        self.table = nn.Parameter(torch.empty(shape))
+        nn.init.normal_(self.table, std=INIT_STD)
         # Most slots of most materials are PAD: its vector would make them all alike at first.
         with torch.no_grad():
-            self.table[PAD] = 0
+            self.table[..., PAD, :] = 0
+        self.mixing = SlotMixing(width, mixing) if mixing else nn.Identity()
 
     def forward(self, rows_V: Tensor) -> Tensor:
-        return F.embedding(rows_V.int(), self.table).flatten(-2)
+        check_rows(rows_V, self.v)
+        if self.shuffle:
+            rows_V = shuffled(rows_V)
+        return self.mixing(lookup(self.table, rows_V).flatten(-2))
 
 
-class ElementHead(nn.Module):
-    """Vectors to the logits of every element of a material: ``(M, W) -> (M, V, 256)``.
+class TokenEmbedding(nn.Module):
+    """Token numbers to vectors: ``(T, 1) int32 -> (T, W)``, by a table with a row per token."""
 
-    BERT's prediction head (dense, GELU, layer norm), then slot by slot a product with the element
-    table, to which it is tied, and a bias per slot and value.
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(vocabulary, width))
+        nn.init.normal_(self.table, std=INIT_STD)
+
+    def forward(self, ids_T1: Tensor) -> Tensor:
+        return F.embedding(ids_T1.squeeze(-1), self.table)
+
+
+def code_points(rows_T4: Tensor) -> Tensor:
+    """The code point of each row's character: ``(..., 4) uint8 -> (...) int64``.
+
+    A row is the UTF-8 bytes of one character, PAD behind. Rows with DOC, SEP, MASK or PAD in slot 0
+    give CANINE's code points of them; whatever else is no valid character gives `INVALID_CODE`.
+    """
+    bytes_4 = rows_T4.long()
+    first = bytes_4[..., 0]
+    # The bytes that the first one asks for; 0 where it may not stand first.
+    length = (first < 0x80).long() + 2 * ((first >= 0xC2) & (first < 0xE0))
+    length += 3 * ((first >= 0xE0) & (first < 0xF0)) + 4 * ((first >= 0xF0) & (first < 0xF5))
+    code = first & torch.where(length == 1, 0x7F, 0x7F >> length)
+    valid = length > 0
+    for slot in (1, 2, 3):
+        byte, inside = bytes_4[..., slot], slot < length
+        code = torch.where(inside, code << 6 | byte & 0x3F, code)
+        valid &= torch.where(inside, byte & 0xC0 == 0x80, byte == PAD)
+    # Too long a form for a small number, the surrogates, and what lies beyond Unicode.
+    valid &= (length < 3) | (code >= 0x800) & ((length < 4) | (code >= 0x10000))
+    valid &= ((code < 0xD800) | (code > 0xDFFF)) & (code <= 0x10FFFF)
+    code = torch.where(valid, code, INVALID_CODE)
+    for symbol, special in CANINE_CODES.items():
+        code = torch.where(first == symbol, special, code)
+    return code
+
+
+class HashEmbedding(nn.Module):
+    """Characters to vectors: ``(..., 4) uint8 -> (..., W)``, as CANINE does without a vocabulary
+    (Clark et al. 2022, arXiv 2103.06874).
+
+    Each of several hashes of a character's code point chooses a row out of a table of its own, and
+    these rows stand side by side. Rows of bytes: see :func:`code_points`.
+
+    Args:
+        width: floats of a vector, a multiple of `hashes`. hashes: at most 16. buckets: rows of
+            each table.
+
+    Attributes:
+        tables: the parameter, (hashes, buckets, W / hashes).
+
+    Raises:
+        UserError: `width` is not a multiple of `hashes`, or one of the three is out of its range;
+            when called, the rows do not have 4 bytes.
     """
 
-    def __init__(self, v: int, width: int, eps: float) -> None:
+    def __init__(self, width: int, hashes: int = 8, buckets: int = 16384) -> None:
         super().__init__()
-        self.v = v
-        self.dense = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
-        self.bias_VE = nn.Parameter(torch.zeros(v, ELEMENTS))
+        if not 1 <= hashes <= len(PRIMES) or width % hashes or buckets < 1:
+            raise UserError(
+                f"hashes={hashes} are 1 to {len(PRIMES)} and divide width={width};"
+                f" buckets={buckets} are at least 1"
+            )
+        self.tables = nn.Parameter(torch.empty(hashes, buckets, width // hashes))
+        nn.init.normal_(self.tables, std=INIT_STD)
 
-    def forward(self, x_MW: Tensor, table_EC: Tensor) -> Tensor:
-        x_MW = self.norm(F.gelu(self.dense(x_MW)))
-        return x_MW.unflatten(-1, (self.v, -1)) @ table_EC.T + self.bias_VE
+    def forward(self, rows_T4: Tensor) -> Tensor:
+        check_rows(rows_T4, CHARACTER_BYTES)
+        hashes, buckets, _ = self.tables.shape
+        next_code = code_points(rows_T4) + 1
+        row = [next_code * prime % buckets + k * buckets for k, prime in enumerate(PRIMES[:hashes])]
+        return F.embedding(torch.stack(row, -1), self.tables.flatten(0, 1)).flatten(-2)
+
+
+def build_embedding(config: ModelConfig) -> nn.Module:
+    """The embedding of a model's input: rows (T, V) to (T, embedding_width)."""
+    model, width = config.model, config.embedding_width
+    if model.input == "subword":
+        return TokenEmbedding(config.elements, width)
+    if model.input == "canine":
+        return HashEmbedding(width, model.canine.hashes, model.canine.buckets)
+    if model.input == "byte":
+        return ElementwiseEmbedding(1, width)
+    ablation = model.ablation
+    return ElementwiseEmbedding(
+        config.v, width, tables=ablation.tables, slots=ablation.slots, mixing=ablation.mixing
+    )

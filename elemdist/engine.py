@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from elemdist.compile_check import compile_obstacle
 from elemdist.config import TrainSettings, accumulation_steps
 from elemdist.errors import UserError
 from elemdist.model import Model, parameter_groups
@@ -125,6 +126,17 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 def use_bf16(settings: TrainSettings, device: torch.device) -> bool:
     auto = settings.precision == "auto"
     return device.type == "cuda" if auto else settings.precision == "bf16"
+
+
+def check_compile(stage: int, device: torch.device) -> None:
+    """Raises UserError with the reason where torch.compile cannot be used."""
+    if stage == 3:
+        raise UserError(
+            "compile: ZeRO 3 fetches the parameters of each layer by hooks that a compiled block"
+            " would not run; take --zero.stage 2, or leave out --compile"
+        )
+    if (reason := compile_obstacle(device.type)) is not None:
+        raise UserError(f"compile: {reason}; or leave out --compile")
 
 
 def deepspeed_config(settings: TrainSettings, ranks: Ranks) -> dict[str, Any]:

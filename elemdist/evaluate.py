@@ -1,6 +1,6 @@
 """Figures of a checkpoint on held-out shards: ``elemdist eval RUN --data SHARDS``.
 
-Masked materials: bits per byte. Classification: F1, precision, recall, ROC AUC and average
+Masked or next materials: bits per byte. Classification: F1, precision, recall, ROC AUC and average
 precision, micro and macro, per document: a document that was cut into several samples counts
 once, by the mean of their logits.
 """
@@ -20,41 +20,17 @@ from torch import Tensor
 from elemdist.config import EvalSettings, TrainSettings
 from elemdist.data import Batch, evaluation_batches
 from elemdist.errors import UserError
+from elemdist.geometry import check_geometry, label_columns
+from elemdist.inputs import open_reading
 from elemdist.metrics import eval_line
-from elemdist.model import Model, ModelConfig
-from elemdist.objectives import NATS_PER_BIT, element_loss, label_loss, mask_materials
+from elemdist.model import Model
+from elemdist.model_config import ModelConfig
+from elemdist.objectives import NATS_PER_BIT, label_loss, targets_of
 from elemdist.remote import public
-from elemdist.rows import DOC, PAD
+from elemdist.rows import DOC
 from elemdist.shards import ShardSet
 
 EVAL_SEED = 0x5EED  # the masks of an evaluation are always the same
-
-
-def check_geometry(config: ModelConfig, shards: ShardSet) -> None:
-    """Raises UserError where the model cannot read these shards."""
-    if shards.v != config.v or shards.n > config.n:
-        raise UserError(
-            f"{shards.path}: rows of v={shards.v}, samples of n={shards.n}, but the model was made"
-            f" for v={config.v}, n up to {config.n}; shard with --n {config.n} --v {config.v}"
-        )
-    if config.objective == "classify" and shards.labels is None:
-        raise UserError(f"{shards.path}: no labels; shard with --input.labels-field NAME")
-
-
-def label_columns(labels: list[str], shards: ShardSet) -> np.ndarray:
-    """For each label of the shards its place among the model's `labels` (int64).
-
-    Raises UserError on a label that the model does not know.
-    """
-    place = {label: number for number, label in enumerate(labels)}
-    unknown = [label for label in shards.labels or [] if label not in place]
-    if unknown:
-        shown = ", ".join(repr(label) for label in unknown[:5])
-        raise UserError(
-            f"{shards.path}: {len(unknown)} label(s) that the model was not trained on: {shown};"
-            " drop those from the data, or train on shards that have them"
-        )
-    return np.array([place[label] for label in shards.labels or []], np.int64)
 
 
 def gather_ranks(part: Any) -> list[Any]:
@@ -66,28 +42,31 @@ def gather_ranks(part: Any) -> list[Any]:
     return parts
 
 
-Forward = Callable[..., Tensor]
+Forward = Callable[..., Any]
 
 
-def mlm_figures(
-    forward: Forward, batches: Any, device: torch.device, mask_rate: float
+def prediction_figures(
+    forward: Forward, batches: Any, device: torch.device, config: ModelConfig, mask_rate: float
 ) -> dict[str, Any]:
-    """Bits per byte over masked materials, and the share of them that is right to the letter."""
+    """Bits per byte over the predicted materials, and the share of them that is right to the
+    letter (each byte the likeliest given those before it, where they are predicted in turn)."""
     nats = correct = materials = text_bytes = 0.0
     for batch, counted in batches:
         batch = batch.to(device)
-        masked = mask_materials(
-            batch.rows_TV, batch.key_T, batch.segments.cu_lengths, mask_rate, EVAL_SEED
+        targets = targets_of(batch, config, mask_rate, EVAL_SEED)
+        nats_M, correct_M = forward(
+            targets.rows_TV,
+            batch.position_T,
+            batch.segments,
+            targets.select_M,
+            targets.target_MV,
         )
-        logits = forward(masked.rows_TV, batch.position_T, batch.segments, masked.select_M)
         if not counted:
             continue
-        nats += element_loss(logits, masked.target_MV).item()
-        guess_MV = logits.argmax(-1)
-        behind_MV = (masked.target_MV == PAD).cumsum(-1) > 1
-        correct += ((guess_MV == masked.target_MV) | behind_MV).all(-1).sum().item()
-        materials += len(masked.target_MV)
-        text_bytes += masked.text_bytes.item()
+        nats += nats_M.double().sum().item()
+        correct += correct_M.sum().item()
+        materials += len(nats_M)
+        text_bytes += targets.text_bytes.item()
     parts = gather_ranks(np.array([nats, correct, materials, text_bytes]))
     nats, correct, materials, text_bytes = np.sum(parts, axis=0).tolist()
     loss = nats / max(1.0, text_bytes)
@@ -115,9 +94,9 @@ def classify_figures(
     config: ModelConfig,
     columns_L: np.ndarray,
     threshold: float,
-    n: int,
 ) -> dict[str, Any]:
     """Multilabel figures per document; `columns_L` says where the shards' labels stand."""
+    doc = config.symbols.doc if config.symbols else DOC
     ids, starts, logits, truth = [], [], [], []
     for batch, counted in batches:
         batch = batch.to(device)
@@ -127,8 +106,8 @@ def classify_figures(
         first_S = batch.segments.cu_lengths[:-1].long()
         order = batch.sample_S.argsort()
         logits.append(logits_SL[order].float().cpu().numpy())
-        starts.append((batch.rows_TV[first_S, 0] == DOC)[order].cpu().numpy())
-        ids.append(torch.div(batch.key_T[first_S], n, rounding_mode="floor")[order].cpu().numpy())
+        starts.append((batch.rows_TV[first_S, 0] == doc)[order].cpu().numpy())
+        ids.append(batch.place_S[order].cpu().numpy())
         truth.append(spread(batch, columns_L, config).cpu().numpy())
     parts = gather_ranks((ids, starts, logits, truth))
     joined = [np.concatenate([x for part in parts for x in part[k]]) for k in range(4)]
@@ -226,12 +205,13 @@ def evaluate(
     world_size: int = 1,
 ) -> dict[str, Any]:
     """The figures of a model on `shards`, the same on every rank. All ranks call it together."""
-    batches = evaluation_batches(shards, micro_samples, rank, world_size, samples)
-    if config.objective == "mlm":
-        return mlm_figures(forward, batches, device, settings.mlm.mask_rate)
+    reading = open_reading(config)
+    batches = evaluation_batches(shards, micro_samples, rank, world_size, samples, reading)
+    if config.objective != "classify":
+        return prediction_figures(forward, batches, device, config, settings.mlm.mask_rate)
     columns_L = label_columns(config.labels or [], shards)
     return classify_figures(
-        forward, batches, device, config, columns_L, settings.classify.threshold, shards.n
+        forward, batches, device, config, columns_L, settings.classify.threshold
     )
 
 

@@ -1,159 +1,122 @@
-"""The elementwise BERT: elementwise embedding, transformer blocks on unpadded rows, a head.
+"""The model: an embedding, transformer blocks on unpadded rows, and the head of an objective.
 
 Nothing here works on padding: the rows of all samples of a batch lie back to back (T of them).
-Shape suffixes: see elemdist/rows.py; S segments, D = W / H, E = 256 values of an element.
+Shape suffixes: see elemdist/rows.py; S segments, E = values of an element.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elemdist.attention import Segments, attention
-from elemdist.config import TrainSettings
-from elemdist.embedding import ElementHead, ElementwiseEmbedding, check_width
-from elemdist.errors import UserError
-from elemdist.rows import ELEMENTS, FIRST_SPECIAL, PAD
-from elemdist.shards import ShardSet
-
-NORM_EPS = 1e-12  # BERT's
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """All that fixes the shape of a model; lies beside its weights as ``config.json``."""
-
-    n: int
-    v: int
-    width: int
-    layers: int
-    heads: int
-    feedforward: int
-    dropout: float
-    norm: str
-    objective: str
-    pooling: str
-    labels: list[str] | None
-
-    def __post_init__(self) -> None:
-        check_width(self.v, self.width)
-        if self.width % self.heads:
-            raise UserError(
-                f"model.heads: {self.heads} heads do not divide the width {self.width};"
-                f" the default, one per element ({self.v}), does"
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def model_config(settings: TrainSettings, shards: ShardSet) -> ModelConfig:
-    """The model's shape: v, n and the labels come from the shards. Raises UserError."""
-    model, classify = settings.model, settings.objective == "classify"
-    return ModelConfig(
-        n=shards.n,
-        v=shards.v,
-        width=model.width,
-        layers=model.layers,
-        heads=model.heads or shards.v,
-        feedforward=model.feedforward or 4 * model.width,
-        dropout=model.dropout,
-        norm=model.norm,
-        objective=settings.objective,
-        pooling=settings.classify.pooling if classify else "none",
-        labels=shards.labels if classify else None,
-    )
-
-
-class Block(nn.Module):
-    """One transformer block, (T, W) -> (T, W): attention and feed-forward, each with a residual."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.heads, self.post_norm = config.heads, config.norm == "post"
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.up = nn.Linear(width, config.feedforward)
-        self.down = nn.Linear(config.feedforward, width)
-        self.feedforward_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.drop = nn.Dropout(config.dropout)
-
-    def attend(self, x_TW: Tensor, segments: Segments) -> Tensor:
-        q, k, v = self.qkv(x_TW).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        return self.drop(self.out(attention(q, k, v, segments).flatten(-2)))
-
-    def feed(self, x_TW: Tensor) -> Tensor:
-        return self.drop(self.down(F.gelu(self.up(x_TW))))
-
-    def forward(self, x_TW: Tensor, segments: Segments) -> Tensor:
-        if self.post_norm:
-            x_TW = self.attention_norm(x_TW + self.attend(x_TW, segments))
-            return self.feedforward_norm(x_TW + self.feed(x_TW))
-        x_TW = x_TW + self.attend(self.attention_norm(x_TW), segments)
-        return x_TW + self.feed(self.feedforward_norm(x_TW))
+from elemdist.attention import Segments
+from elemdist.blocks import Block, Rotation, layer_norm, recomputed, rotation
+from elemdist.config import MemorySettings
+from elemdist.embedding import build_embedding
+from elemdist.heads import Classifier, ElementHead, Scores, score
+from elemdist.model_config import ModelConfig
+from elemdist.rows import FIRST_SPECIAL, PAD
+from elemdist.slot_decoder import SlotDecoder
 
 
 class Encoder(nn.Module):
     """Rows to vectors: ``(T, V) uint8 -> (T, W)``, a row attending within its segment only."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, memory: MemorySettings) -> None:
         super().__init__()
-        self.embedding = ElementwiseEmbedding(config.v, config.width)
-        self.positions = nn.Embedding(config.n, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        pre = config.norm == "pre"
-        self.final_norm = nn.LayerNorm(config.width, eps=NORM_EPS) if pre else nn.Identity()
+        model = self.model = config.model
+        self.checkpoint_every = memory.checkpoint_every
+        self.embedding = build_embedding(config)
+        embedded = config.embedding_width
+        learned = model.positions == "learned"
+        self.positions = nn.Embedding(config.positions, embedded) if learned else None
+        self.norm = layer_norm(embedded, model.biases)
+        self.drop = nn.Dropout(model.dropout)
+        self.widen = nn.Linear(embedded, model.width) if model.embedding_width else nn.Identity()
+        shared = model.backbone == "albert"
+        slots = config.v if model.ablation.first_projection == "block_diagonal" else 0
+        self.blocks = nn.ModuleList(
+            Block(
+                model,
+                config.causal,
+                window_of(config, number),
+                slots if number == 0 else 0,
+                memory.tile_rows,
+            )
+            for number in range(1 if shared else model.layers)
+        )
+        pre = model.norm == "pre"
+        self.final_norm = layer_norm(model.width, model.biases) if pre else nn.Identity()
+
+    def embed(self, rows_TV: Tensor, position_T: Tensor) -> Tensor:
+        """What goes into the first block."""
+        x_TW = self.embedding(rows_TV)
+        if self.positions is not None:
+            x_TW = x_TW + self.positions(position_T)
+        return self.widen(self.drop(self.norm(x_TW)))
+
+    def turn(self, position_T: Tensor) -> Rotation | None:
+        """The rotation of queries and keys at these positions; None where they are learned."""
+        model = self.model
+        if model.positions == "learned":
+            return None
+        return rotation(position_T, model.width // model.heads, model.rotary_base)
+
+    def each_block(self) -> Iterator[Block]:
+        """The blocks in the order of the computation; a shared one comes several times."""
+        for number in range(self.model.layers):
+            block = self.blocks[number % len(self.blocks)]
+            assert isinstance(block, Block)
+            yield block
+
+    def stack(self, x_TW: Tensor, segments: Segments, turn: Rotation | None) -> Tensor:
+        """All blocks; every `checkpoint_every`'th is computed again for the gradient."""
+        for number, block in enumerate(self.each_block()):
+            again = self.checkpoint_every and number % self.checkpoint_every == 0
+            if again and self.training:
+                x_TW = recomputed(block, x_TW, segments, turn)
+            else:
+                x_TW = block(x_TW, segments, turn)
+        return x_TW
 
     def forward(self, rows_TV: Tensor, position_T: Tensor, segments: Segments) -> Tensor:
-        x_TW = self.drop(self.norm(self.embedding(rows_TV) + self.positions(position_T)))
-        for block in self.blocks:
-            x_TW = block(x_TW, segments)
-        return self.final_norm(x_TW)
+        x_TW = self.embed(rows_TV, position_T)
+        return self.final_norm(self.stack(x_TW, segments, self.turn(position_T)))
 
 
-class Classifier(nn.Module):
-    """A segment's rows to a logit per label: ``(T, W) -> (S, L)``, over BERT's pooler."""
+def build_encoder(config: ModelConfig, memory: MemorySettings) -> Encoder:
+    """The encoder of a model's backbone."""
+    if config.model.backbone == "canine":
+        from elemdist.canine import CanineEncoder  # here, as it is built on Encoder
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.pooling = config.pooling
-        self.dense = nn.Linear(config.width, config.width)
-        self.drop = nn.Dropout(config.dropout)
-        self.labels = nn.Linear(config.width, len(config.labels or []))
+        return CanineEncoder(config, memory)
+    return Encoder(config, memory)
 
-    def forward(self, x_TW: Tensor, segments: Segments) -> Tensor:
-        if self.pooling == "doc":
-            x_SW = x_TW[segments.cu_lengths[:-1]]
-        else:
-            x_SW = torch.segment_reduce(
-                x_TW.float(), self.pooling, offsets=segments.cu_lengths.long()
-            ).to(x_TW.dtype)
-        return self.labels(self.drop(torch.tanh(self.dense(x_SW))))
+
+def window_of(config: ModelConfig, number: int) -> int:
+    """The window of block `number`; 0: it attends to all of its segment."""
+    every = config.model.global_every
+    return 0 if every and number % every == 0 else config.model.window
 
 
 class Model(nn.Module):
-    """Encoder and head of one objective.
+    """Encoder (or decoder) and head of one objective.
 
-    ``forward`` gives logits: (M, V, 256) of the rows `select_M` for ``mlm``, (S, L) for
-    ``classify``.
+    ``forward`` gives, without `target_MV`, logits: (M, V, E) of the rows `select_M` for ``mlm`` and
+    ``clm``, (S, L) for ``classify``. With `target_MV` it gives (nats_M, correct_M), see
+    :func:`elemdist.heads.score`, and never holds the logits of all rows where tiles are set.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, memory: MemorySettings | None = None) -> None:
         super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
+        self.config, self.memory = config, memory or MemorySettings()
+        self.encoder = build_encoder(config, self.memory)
+        predictor = SlotDecoder if config.model.head == "autoregressive" else ElementHead
         self.head: nn.Module = (
-            ElementHead(config.v, config.width, NORM_EPS)
-            if config.objective == "mlm"
-            else Classifier(config)
+            Classifier(config) if config.objective == "classify" else predictor(config)
         )
         self.apply(initialise)
 
@@ -166,14 +129,23 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def expect_elements(self, rows_NV: Tensor) -> None:
-        """Starts the predictions at how often each byte, or a material's end, stands in each slot
-        of `rows_NV` instead of at 1 in 256, which takes hundreds of steps to learn."""
-        assert isinstance(self.head, ElementHead)
-        rows_NV = rows_NV[rows_NV[:, 0] < FIRST_SPECIAL]
+        """Starts the predictions at how often each element, or a material's end, stands in each
+        slot of `rows_NV` instead of at 1 in 256, which takes hundreds of steps to learn."""
+        bias_VE = self.head.bias_VE
+        if self.config.symbols is None:
+            rows_NV = rows_NV[rows_NV[:, 0] < FIRST_SPECIAL]
         counts_NV = (rows_NV == PAD).cumsum(1) <= 1  # behind the end nothing is predicted
-        for slot, bias_E in enumerate(self.head.bias_VE):
-            seen_E = rows_NV[counts_NV[:, slot], slot].int().bincount(minlength=ELEMENTS) + 1
+        assert isinstance(bias_VE, Tensor)
+        for slot, bias_E in enumerate(bias_VE):
+            seen_E = rows_NV[counts_NV[:, slot], slot].int().bincount(minlength=len(bias_E)) + 1
             bias_E.copy_((seen_E / seen_E.sum()).log())
+
+    def compile_blocks(self) -> None:
+        """Compiles what each block does row by row, all but its attention, whose segments are
+        others in every batch."""
+        for block in self.modules():
+            if isinstance(block, Block):
+                block.finish = torch.compile(block.finish, dynamic=True)  # type: ignore
 
     def forward(
         self,
@@ -181,12 +153,19 @@ class Model(nn.Module):
         position_T: Tensor,
         segments: Segments,
         select_M: Tensor | None = None,
-    ) -> Tensor:
+        target_MV: Tensor | None = None,
+    ) -> Tensor | Scores:
         x_TW = self.encoder(rows_TV, position_T, segments)
-        if select_M is None:
+        if self.config.objective == "classify":
             return self.head(x_TW, segments)
         # Only the rows that carry loss go through the head.
-        return self.head(x_TW[select_M], self.encoder.embedding.table)
+        x_MW = x_TW if select_M is None else x_TW[select_M]
+        tied = self.config.model.tied and self.config.model.input != "canine"
+        table = self.encoder.embedding.table if tied else None
+        assert table is None or isinstance(table, Tensor)
+        if target_MV is None:
+            return self.head(x_MW, table)
+        return score(self.head, x_MW, table, target_MV, self.memory.tile_loss_rows)
 
 
 def initialise(module: nn.Module) -> None:
@@ -197,9 +176,11 @@ def initialise(module: nn.Module) -> None:
         # Ten times smaller than the elements: two short materials differ in one or two slots, a
         # small part of their vectors, which positions of the same size would drown.
         nn.init.normal_(module.weight, std=0.002)
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=(2 / (5 * module.in_features)) ** 0.5)
-        nn.init.zeros_(module.bias)
+    if isinstance(module, (nn.Linear, nn.Conv1d)):
+        inputs = module.weight[0].numel()
+        nn.init.normal_(module.weight, std=(2 / (5 * inputs)) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -207,7 +188,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        plain_one = parameter.ndim < 2 or name.endswith(("embedding.table", "bias_VE"))
+        plain_one = parameter.ndim < 2 or name.endswith((".table", ".tables", "bias_VE"))
         (plain if plain_one else decayed).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay},

@@ -1,7 +1,8 @@
-"""What is learned: masked materials (bits per byte) and multilabel classification.
+"""What is learned: masked materials, the next material, and multilabel classification.
 
 Every random choice is a hash of (seed, place of the row in the whole run), so a mask depends
 neither on the number of ranks nor on where a run was resumed, and needs no state.
+Shape suffixes: see elemdist/rows.py; S segments, M rows that carry loss, E values of an element.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elemdist.rows import FIRST_SPECIAL, MASK, PAD
+from elemdist.batch import Batch
+from elemdist.model_config import ModelConfig
+from elemdist.rows import DOC, FIRST_SPECIAL, MASK, PAD
 
 NATS_PER_BIT = math.log(2)
 
@@ -39,49 +42,109 @@ def hash_uniform(key: Tensor, seed: int, stream: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Masked:
-    """Rows with some materials hidden, and what is to be predicted."""
+class Targets:
+    """What a batch's rows are to predict.
 
-    rows_TV: Tensor  # uint8, the model's input
-    select_M: Tensor  # int64, the rows to predict
-    target_MV: Tensor  # uint8, their elements
-    text_bytes: Tensor  # int64, number of bytes in them, end marks not counted
+    Attributes:
+        rows_TV: the model's input, of the batch's dtype.
+        select_M: int64, the rows whose output predicts.
+        target_MV: what they predict: elements (uint8), or the number of a token (int32).
+        text_bytes: 0-d int64, bytes of text in the targets; end marks do not count.
+    """
+
+    rows_TV: Tensor
+    select_M: Tensor
+    target_MV: Tensor
+    text_bytes: Tensor
 
 
-def mask_materials(
-    rows_TV: Tensor, key_T: Tensor, cu_lengths: Tensor, mask_rate: float, seed: int
-) -> Masked:
-    """Chooses `mask_rate` of the materials of (T, V) uint8 rows; 8 in 10 of them become MASK,
-    1 in 10 another material of the same segment, 1 in 10 stay as they are (as BERT does)."""
-    chosen_T = (rows_TV[:, 0] < FIRST_SPECIAL) & (hash_uniform(key_T, seed, 0) < mask_rate)
-    select_M = chosen_T.nonzero().squeeze(1)
-    target_MV = rows_TV[select_M]
-    key_M = key_T[select_M]
+def text_bytes_of(target_MV: Tensor, bytes_M: Tensor | None) -> Tensor:
+    """Bytes of text in targets, 0-d int64; `bytes_M`: those of each, where targets are tokens."""
+    return (target_MV < FIRST_SPECIAL).sum() if bytes_M is None else bytes_M.sum()
+
+
+def repeat_number(key_M: Tensor) -> Tensor:
+    """For each of some keys how many equal ones stand right before it: (M,) int64."""
+    number_M = torch.arange(len(key_M), device=key_M.device)
+    same_M = torch.zeros_like(key_M, dtype=torch.bool)
+    same_M[1:] = key_M[1:] == key_M[:-1]
+    return number_M - number_M.masked_fill(same_M, 0).cummax(0).values
+
+
+def others(batch: Batch, select_M: Tensor, seed: int) -> Tensor:
+    """For each selected row a random row of the same segment: (M,) int64 places."""
+    cu_lengths = batch.segments.cu_lengths
     segment_M = torch.searchsorted(cu_lengths, select_M.int(), right=True) - 1
     first_M = cu_lengths[segment_M].long()
     length_M = cu_lengths[segment_M + 1].long() - first_M
     # Row 0 of a segment is its DOC row, so another material is looked for behind it.
     others_M = (length_M - 1).clamp(min=1)
+    # Input byte: the bytes of a material share a key, but one byte all over is no other material.
+    key_M = batch.key_T[select_M]
+    key_M = key_M + (repeat_number(key_M) << 48)
     offset_M = (hash_uniform(key_M, seed, 1) * others_M).long().clamp(max=others_M - 1)
-    other_MV = rows_TV[first_M + (length_M - others_M) + offset_M]
-    kind_M1 = hash_uniform(key_M, seed, 2).unsqueeze(1)
-    hidden_MV = torch.where(kind_M1 < 0.8, MASK, torch.where(kind_M1 < 0.9, other_MV, target_MV))
-    masked_TV = rows_TV.clone()
-    masked_TV[select_M] = hidden_MV.to(torch.uint8)
-    return Masked(masked_TV, select_M, target_MV, (target_MV < FIRST_SPECIAL).sum())
+    return first_M + (length_M - others_M) + offset_M
 
 
-def element_loss(logits_MVE: Tensor, target_MV: Tensor) -> Tensor:
-    """Sum over materials of the nats of their bytes and their end mark.
+def mask_materials(batch: Batch, mask_rate: float, seed: int, mask_symbol: int = MASK) -> Targets:
+    """Chooses `mask_rate` of the materials; 8 in 10 of them become `mask_symbol` in all slots,
+    1 in 10 others of the same segment, 1 in 10 stay as they are (as BERT does, Devlin et al. 2018,
+    arXiv 1810.04805). Of input byte all bytes of a material are chosen together."""
+    chosen_T = batch.text_T() & (hash_uniform(batch.key_T, seed, 0) < mask_rate)
+    select_M = chosen_T.nonzero().squeeze(1)
+    target_MV = batch.rows_TV[select_M]
+    other_MV = batch.rows_TV[others(batch, select_M, seed)]
+    kind_M1 = hash_uniform(batch.key_T[select_M], seed, 2).unsqueeze(1)
+    kept_MV = torch.where(kind_M1 < 0.9, other_MV, target_MV)
+    rows_TV = batch.rows_TV.clone()
+    rows_TV[select_M] = torch.where(kind_M1 < 0.8, mask_symbol, kept_MV).to(rows_TV.dtype)
+    bytes_M = None if batch.bytes_T is None else batch.bytes_T[select_M]
+    return Targets(rows_TV, select_M, target_MV, text_bytes_of(target_MV, bytes_M))
+
+
+def next_materials(batch: Batch, doc_symbol: int = DOC) -> Targets:
+    """Every row predicts the next one of its segment; the last one predicts the DOC row of the
+    document to come, where the batch knows that its own has ended, and else nothing."""
+    last_S = batch.segments.cu_lengths[1:].long() - 1
+    target_TV = batch.rows_TV.roll(-1, 0)
+    target_TV[last_S] = PAD
+    target_TV[last_S, 0] = doc_symbol
+    predicts_T = torch.ones_like(batch.key_T, dtype=torch.bool)
+    predicts_T[last_S] = batch.ended_S
+    select_M = predicts_T.nonzero().squeeze(1)
+    target_MV = target_TV[select_M]
+    bytes_M = None
+    if batch.bytes_T is not None:
+        bytes_M = batch.bytes_T.roll(-1).index_fill(0, last_S, 0)[select_M]
+    return Targets(batch.rows_TV, select_M, target_MV, text_bytes_of(target_MV, bytes_M))
+
+
+def targets_of(batch: Batch, config: ModelConfig, mask_rate: float, seed: int) -> Targets:
+    """What a model of this configuration learns from a batch: the next materials for objective
+    clm, else the masked ones, at `mask_rate`."""
+    symbols = config.symbols
+    if config.objective == "clm":
+        return next_materials(batch, symbols.doc if symbols else DOC)
+    return mask_materials(batch, mask_rate, seed, symbols.mask if symbols else MASK)
+
+
+def element_nats(logits_MVE: Tensor, target_MV: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(nats_M, correct_M): the nats of the bytes and the end mark of each material, fp32, and
+    whether the likeliest element is the right one in all of them (None while gradients are kept:
+    training does not ask).
 
     The end mark is the first PAD slot; the slots behind it say nothing and do not count. A
-    material that fills all slots has none.
+    material that fills all slots has none. So a single slot always counts, and the number of a
+    token, which may be PAD's, is an element like any other.
     """
     counts_MV = (target_MV == PAD).cumsum(-1) <= 1
     nats_MV = F.cross_entropy(
         logits_MVE.float().flatten(0, 1), target_MV.flatten().long(), reduction="none"
     ).view_as(counts_MV)
-    return (nats_MV * counts_MV).sum()
+    nats_M = (nats_MV * counts_MV).sum(-1)
+    if torch.is_grad_enabled():
+        return nats_M, None
+    return nats_M, ((logits_MVE.argmax(-1) == target_MV) | ~counts_MV).all(-1)
 
 
 def label_loss(logits_SL: Tensor, truth_SL: Tensor) -> Tensor:

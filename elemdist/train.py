@@ -23,14 +23,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from elemdist import checkpoint, run_folder
-from elemdist.attention import backend
+from elemdist import attention, checkpoint, run_folder
 from elemdist.commandline import parse
 from elemdist.config import TrainSettings, accumulation_steps, learning_rate
 from elemdist.data import Batch, Order, training_steps
 from elemdist.engine import (
     Ranks,
     build_engine,
+    check_compile,
     join_ranks,
     on_every,
     on_first,
@@ -39,15 +39,12 @@ from elemdist.engine import (
     use_bf16,
 )
 from elemdist.errors import EXIT_USER_ERROR, UserError
-from elemdist.evaluate import check_geometry, evaluate, label_columns
+from elemdist.evaluate import evaluate
+from elemdist.geometry import check_geometry, config_for, label_columns
+from elemdist.inputs import open_reading, some_rows
 from elemdist.metrics import Reporter, eval_line, progress_line
-from elemdist.model import Model, model_config
-from elemdist.objectives import (
-    NATS_PER_BIT,
-    element_loss,
-    label_loss,
-    mask_materials,
-)
+from elemdist.model import Model
+from elemdist.objectives import NATS_PER_BIT, label_loss, targets_of
 from elemdist.shards import ShardSet
 
 
@@ -66,16 +63,14 @@ class Tally:
 def losses(engine: Any, batches: list[Batch], settings: TrainSettings) -> Iterator[Tensor]:
     """The loss of each micro-batch, scaled so that their gradients add up to that of the global
     batch: the sum over all its bytes (or samples) divided by their number on all ranks."""
-    classify = settings.objective == "classify"
+    config = engine.module.config
+    classify = config.objective == "classify"
     rate = settings.classify.mask_rate if classify else settings.mlm.mask_rate
-    # All masks come first: they are cheap, and must be counted before the first backward pass.
-    masks = [
-        mask_materials(b.rows_TV, b.key_T, b.segments.cu_lengths, rate, settings.seed)
-        for b in batches
-    ]
+    # All targets come first: they are cheap, and must be counted before the first backward pass.
+    targets = [targets_of(batch, config, rate, settings.seed) for batch in batches]
     if classify:
-        for batch, mask in zip(batches, masks, strict=True):
-            logits_SL = engine(mask.rows_TV, batch.position_T, batch.segments)
+        for batch, target in zip(batches, targets, strict=True):
+            logits_SL = engine(target.rows_TV, batch.position_T, batch.segments)
             assert batch.labels_BL is not None
             loss = label_loss(logits_SL, batch.labels_BL[batch.sample_S])
             yield loss / settings.batch.global_samples
@@ -83,12 +78,15 @@ def losses(engine: Any, batches: list[Batch], settings: TrainSettings) -> Iterat
     # An all-reduce of one number a step keeps the result independent of how the global batch is
     # cut into ranks and micro-batches.
     text_bytes = (
-        torch.stack([mask.text_bytes for mask in masks]).sum().to(engine.device, torch.float64)
+        torch.stack([target.text_bytes for target in targets])
+        .sum()
+        .to(engine.device, torch.float64)
     )
     dist.all_reduce(text_bytes)
-    for batch, mask in zip(batches, masks, strict=True):
-        logits = engine(mask.rows_TV, batch.position_T, batch.segments, mask.select_M)
-        yield element_loss(logits, mask.target_MV) / text_bytes.clamp(min=1).float()
+    for batch, target in zip(batches, targets, strict=True):
+        place = (batch.position_T, batch.segments)
+        nats_M, _ = engine(target.rows_TV, *place, target.select_M, target.target_MV)
+        yield nats_M.sum() / text_bytes.clamp(min=1).float()
 
 
 def train_step(
@@ -117,7 +115,7 @@ class Run:
         self.settings, self.ranks = settings, ranks
         self.accumulation = accumulation_steps(settings.batch, ranks.world_size)
         on_every(self.open_shards)
-        self.config = model_config(settings, self.shards)
+        self.reading = open_reading(self.config)
         self.bf16 = use_bf16(settings, ranks.device)
         self.facts = {
             "model": self.config.to_json(),
@@ -129,15 +127,20 @@ class Run:
             "seed": settings.seed,
         }
         seed_everything(settings.seed, settings.deterministic)
-        self.model = Model(self.config)
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        self.attention = attention.choose(settings.attention, ranks.device, dtype)
+        self.model = Model(self.config, settings.memory)
         if self.config.labels:
             self.model.expect_labels(torch.tensor(self.shards.label_shares()))
         else:
-            self.model.expect_elements(torch.from_numpy(self.shards.some_rows()))
+            self.model.expect_elements(some_rows(self.shards, self.reading))
         self.parameters = sum(p.numel() for p in self.model.parameters())
         if settings.init_from:
             self.say(checkpoint.initialise_from(self.model, settings.init_from))
         self.folder = on_first(lambda: run_folder.prepare(settings))
+        if settings.compile:
+            check_compile(settings.zero.stage, ranks.device)
+            self.model.compile_blocks()
         self.engine = build_engine(self.model, settings, ranks)
         self.first_step = 0
         if settings.resume:
@@ -152,12 +155,11 @@ class Run:
         data = self.settings.data
         self.shards = ShardSet(data.train or "")
         self.eval_shards = ShardSet(data.eval) if data.eval else None
-        config = model_config(self.settings, self.shards)
-        check_geometry(config, self.shards)
+        self.config = config_for(self.settings, self.shards)
         if self.eval_shards is not None:
-            check_geometry(config, self.eval_shards)
-            if config.labels is not None:
-                label_columns(config.labels, self.eval_shards)
+            check_geometry(self.config, self.eval_shards)
+            if self.config.labels is not None:
+                label_columns(self.config.labels, self.eval_shards)
         for shards in (self.shards, self.eval_shards):
             if shards is not None and data.verify:
                 shards.verify(self.ranks.rank, self.ranks.world_size)
@@ -168,18 +170,18 @@ class Run:
 
     def introduce(self) -> None:
         """Says what is trained, on what, and how the global batch comes about."""
-        batch, config, shards = self.settings.batch, self.config, self.shards
+        batch, model, shards = self.settings.batch, self.config.model, self.shards
         epochs = self.settings.steps * batch.global_samples / shards.samples
-        dtype = torch.bfloat16 if self.bf16 else torch.float32
-        device, table = self.ranks.device, 256 * config.width // config.v
+        embedding = sum(p.numel() for p in self.model.encoder.embedding.parameters())
         for line in (
-            f"{config.objective}: {self.parameters:,} parameters ({table:,} in the element table),"
+            f"{model.backbone}, {model.input} input, {self.config.objective}:"
+            f" {self.parameters:,} parameters ({embedding:,} of the embedding),"
             f" {shards.samples:,} samples of {shards.n} rows of {shards.v} bytes",
             f"{batch.global_samples} samples a step = {batch.micro_samples} a pass x"
             f" {self.ranks.world_size} rank(s) x {self.accumulation} pass(es);"
             f" {self.settings.steps} steps = {epochs:.2f} epochs",
-            f"ZeRO {self.settings.zero.stage}, {dtype}, {device.type}, attention:"
-            f" {backend(device, dtype)}",
+            f"ZeRO {self.settings.zero.stage}, {'bf16' if self.bf16 else 'fp32'},"
+            f" {self.ranks.device.type}, attention: {self.attention}",
         ):
             self.say(line)
 
@@ -214,7 +216,7 @@ class Run:
         text_bytes, rows, loss = amounts.tolist()
         seconds = time.perf_counter() - tally.start
         figures = {"loss": loss}
-        if self.settings.objective == "mlm":
+        if self.settings.objective != "classify":
             figures["bits_per_byte"] = loss / NATS_PER_BIT
         figures |= {
             "lr": learning_rate(self.settings.optim, self.settings.steps, step - 1),
@@ -241,7 +243,8 @@ class Run:
             self.ranks.world_size,
             settings.seed,
         )
-        steps = iter(training_steps(self.shards, order, range(self.first_step, last)))
+        numbers = range(self.first_step, last)
+        steps = iter(training_steps(self.shards, order, numbers, reading=self.reading))
         tally = Tally(time.perf_counter())
         for step in range(self.first_step + 1, last + 1):
             before = time.perf_counter()

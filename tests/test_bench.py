@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from elemdist import bench
 from elemdist.errors import UserError
+from tests.bench import gpu_measure, gpu_report
 from tests.bench.rounds import Rates
 from tests.conftest import REPOSITORY, elemdist, expect_user_error, run_command
 
@@ -18,6 +20,8 @@ TABLES = {
     "segment": {"word", "char", "byte", "uax29", "sentence"}
     | {"words by re", "words by split", "char by numpy"},
     "shard": {"elemdist shard", "WordPiece to MDS", "our writer", "MDSWriter"},
+    "table": {"F.embedding", "sorted_sums", "one_hot_product", "index_add_", "scatter_add_"}
+    | {"sort, segment_reduce", "np.add.at"},
 }
 
 
@@ -93,3 +97,57 @@ def test_a_peer_is_measured_by_what_it_did():
     table.measure({"one": peer("one", 1.0), "two": peer("two", 2.0)}, rounds=3)
     assert calls == ["one", "two"] * 4  # warm up, then in turn
     assert all(len(rates) == 3 and min(rates) > 0 for rates in table.rates.values())
+
+
+def test_training_steps_are_timed_and_their_memory_is_measured(tmp_path):
+    done = elemdist("bench", "step", "--quick", "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    tables = json.loads((tmp_path / "figures.json").read_text())
+    assert [table["title"].partition(":")[0] for table in tables] == ["a", "a", "b", "b", "c", "d"]
+    for table in tables:
+        assert table["title"] in done.stdout
+        assert "ours" in table["rates"]
+        assert len(table["rates"]) in (2, 3)
+        assert all(rate > 0 for rates in table["rates"].values() for rate in rates)
+    assert done.stdout.count("\ntarget: ours at ") == len(tables)
+
+
+def test_what_is_measured_on_a_gpu_is_measured_on_a_cpu_in_small(tmp_path):
+    script, out = REPOSITORY / "tests/bench/gpu_report.py", tmp_path / "gpu.jsonl"
+    small = ["--device", "cpu", "--quick", "--out", out]
+    only = ["environment", "attention", "throughput"]
+    done = run_command(sys.executable, script, *small, "--only", *only)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert list(dict.fromkeys(row["part"] for row in rows)) == only
+    for row in rows[1:]:
+        assert row["tflops"] > 0
+    told, _, tables = done.stdout.partition("\n\n")
+    assert told == out.read_text().rstrip("\n")
+    for title in ("what it ran on", "back ends side by side", "training on masked materials"):
+        assert title in tables
+
+
+def test_a_part_of_the_report_that_fails_or_hangs_says_so(tmp_path):
+    found = io.StringIO()
+    rows, error = gpu_report.run_part("environment", 20, ["--device", "nowhere"], found)
+    assert rows == []
+    assert "invalid choice: 'nowhere'" in error
+    rows, error = gpu_report.run_part("throughput", 0.1 - gpu_report.GRACE_S, [], found)
+    assert "not done after" in error
+    assert found.getvalue() == ""
+
+
+def test_arithmetic_by_formula():
+    # BERT-base without its table has 85.1 million parameters; 12 * 12 * 768 * 512 more for pairs.
+    config = gpu_measure.size_of("base", 512, 12)
+    flops = gpu_measure.step_flops(config, rows=1000, n=512, predicted=0)
+    blocks = 12 * (12 * 768 * 768 + 13 * 768)
+    assert flops == 1000 * (6 * blocks + 12 * 12 * 768 * 512)
+    assert gpu_measure.step_flops(config, 1000, 512, 150) - flops == 6 * 150 * 768 * (768 + 256)
+    full = gpu_measure.attention_flops(100, 4096, 768, causal=False)
+    assert gpu_measure.attention_flops(100, 4096, 768, causal=True) == full / 2
+    assert gpu_measure.attention_flops(100, 4096, 768, causal=False, window=4096) == full
+    assert gpu_measure.attention_flops(100, 4096, 768, False, 50) == pytest.approx(
+        full * 101 / 4096
+    )

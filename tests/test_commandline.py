@@ -48,6 +48,17 @@ def test_a_positional_argument_fills_its_setting():
     assert (settings.run, settings.data) == ("runs/a", "d")
 
 
+def test_a_later_recipe_lies_above_an_earlier_one(tmp_path):
+    one = recipe(tmp_path, "model: {layers: 7, width: 96}\nsteps: 5\n")
+    two = tmp_path / "second.yaml"
+    two.write_text("model: {width: 48}\n")
+    settings = parse(TrainSettings, [one, str(two), "--steps", "6"], "elemdist train")
+    assert (settings.model.layers, settings.model.width, settings.steps) == (7, 48, 6)
+    two.write_text("model: {widht: 48}\n")
+    with pytest.raises(UserError, match=r"second\.yaml: unknown key .model\.widht"):
+        parse(TrainSettings, [one, str(two)], "elemdist train")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -56,7 +67,7 @@ def test_a_positional_argument_fills_its_setting():
         ("model: 3\n", ["model: expected keys"]),
         ("model:\n  layers: many\n", ["model.layers: 'many' does not fit; expected int"]),
         ("model:\n  layers: 2.5\n", ["model.layers: '2.5' does not fit; expected int"]),
-        ("objective: mml\n", ["objective: 'mml'", "'mlm', 'classify'"]),
+        ("objective: mml\n", ["objective: 'mml'", "'mlm', 'clm', 'classify'"]),
         ("steps: 1\nsteps: 2\n", ["key 'steps' stands twice"]),
         ("steps: [1\n", ["not valid YAML"]),
         ("- 1\n", ["expected keys"]),
@@ -81,7 +92,6 @@ def test_a_mistake_in_a_recipe_names_file_key_and_remedy(tmp_path, text, expecte
         (["--model.layers"], "needs a value"),
         (["--zero.stage", "5"], "one of 0, 1, 2, 3"),
         (["no-such-recipe.yaml"], "cannot read the recipe"),
-        (["a.yaml", "b.yaml"], "one recipe at a time"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_clear_line(argv, expected):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from elemdist.data import (
     Order,
@@ -77,9 +79,14 @@ def test_unpad_keeps_every_row_once_and_sorts_segments_by_length():
     assert batch.position_T.tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3]
     assert rows_to_bytes(batch.rows_TV.numpy()) == b"defabc"
     assert batch.sample_S.tolist() == [0, 1, 0]
+    assert batch.place_S.tolist() == [5, 9, 5]
     # place in the run * n + row
     assert batch.key_T.tolist() == [44, 45, 72, 73, 74, 40, 41, 42, 43]
     assert batch.text_bytes == 6
+    assert batch.bytes_T is None
+    assert batch.text_T().tolist() == [False, True, False, True, True, False, True, True, True]
+    assert batch.labels_BL is not None
+    assert batch.labels_BL.tolist() == [[1, 0], [0, 1]]
 
 
 def test_a_sample_that_continues_a_document_is_a_segment_of_its_own():
@@ -87,6 +94,50 @@ def test_a_sample_that_continues_a_document_is_a_segment_of_its_own():
     continued[:, 0] = list(b"xyz")
     batch = unpad(continued[None], None, np.array([0]))
     assert batch.segments.lengths == [3]
+
+
+def test_a_document_has_ended_where_another_or_padding_follows():
+    full = sample([b"a"], [b"b", b"c", b"d"], [b"e", b"f"], n=9)
+    padded = sample([b"g", b"h", b"i", b"j"], n=9)
+    batch = unpad(np.stack([full, padded]), None, np.array([0, 1]))
+    assert batch.segments.lengths == [2, 3, 4, 5]
+    assert batch.ended_S.tolist() == [True, False, True, True]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([b"", b"a", b"bc", b"def"]), max_size=9), min_size=1),
+    st.integers(1, 7),
+)
+@settings(max_examples=100, deadline=None)
+def test_unpadding_is_what_a_loop_over_the_rows_gives(documents, n):
+    """Packed samples of any length; an empty word stands for the start of a document."""
+    words = [word for document in documents for word in [b"", *document]]
+    rows = np.full((-(-len(words) // n) * n, 3), PAD, np.uint8)
+    for row, word in zip(rows, words, strict=False):
+        row[: max(1, len(word))] = list(word or [DOC])
+    places = np.arange(len(rows) // n)[::-1] * 3
+    found: list[list[tuple[int, bytes]]] = []
+    for number, row in enumerate(rows.tolist()):
+        if row[0] == DOC or number % n == 0:
+            found.append([])
+        if row[0] != PAD:
+            found[-1].append((int(places[number // n]) * n + number % n, bytes(row)))
+    expected = sorted(found, key=len)
+    batch = unpad(rows.reshape(-1, n, 3), None, places)
+    assert batch.segments.lengths == [len(segment) for segment in expected]
+    assert batch.segments.cu_lengths.tolist() == [0, *np.cumsum(batch.segments.lengths)]
+    keys = zip(batch.key_T.tolist(), (row.tobytes() for row in batch.rows_TV.numpy()), strict=True)
+    assert list(keys) == [row for segment in expected for row in segment]
+    assert batch.position_T.tolist() == [k for part in expected for k in range(len(part))]
+    assert batch.place_S.tolist() == [segment[0][0] // n for segment in expected]
+    assert batch.text_bytes == sum(len(word) for word in words)
+
+
+def test_a_sample_of_padding_has_no_segment():
+    rows = np.stack([sample([b"a"], n=3), sample(n=3)])
+    batch = unpad(rows, None, np.array([0, 1]))
+    assert batch.segments.lengths == [2]
+    assert batch.sample_S.tolist() == [0]
 
 
 def test_training_batches_hold_the_whole_set_once_an_epoch(packed):

@@ -1,0 +1,64 @@
+"""Whether ``torch.compile`` can work here, asked before it fails in the middle of a first step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+FIRST_PYTHON_TOO_NEW = (3, 15)
+FIRST_FREE_THREADED = (3, 13, 3)
+CXX = "g++"  # the one name that torch looks for where $CXX is not set
+OTHER_CXX = ("c++", "clang++")
+CC = ("gcc", "clang", "cc")  # the names that triton looks for where $CC is not set
+
+
+def compile_obstacle(device: str = "cpu") -> str | None:
+    """Why ``torch.compile`` cannot work on this machine; None if nothing speaks against it.
+
+    Args:
+        device: ``cpu``, whose kernels a C++ compiler makes, or ``cuda``, for which triton does
+            with the help of a C compiler.
+    """
+    return python_obstacle() or (triton_obstacle() if device == "cuda" else cxx_obstacle())
+
+
+def python_obstacle() -> str | None:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info >= FIRST_PYTHON_TOO_NEW:
+        return f"torch.compile does not know Python {version}; take an older one"
+    free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED") == 1
+    if free_threaded and sys.version_info < FIRST_FREE_THREADED:
+        return f"torch.compile does not know the free-threaded Python {version}; take a usual one"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        return (
+            f"{header} is missing, which what torch.compile makes includes; install the headers"
+            f" of Python {version} (package python3-dev or the like)"
+        )
+    return None
+
+
+def cxx_obstacle() -> str | None:
+    named = os.environ.get("CXX")
+    if named is not None:
+        return None if shutil.which(named) else f"$CXX is {named}, which is no program here"
+    if shutil.which(CXX):
+        return None
+    other = next(filter(shutil.which, OTHER_CXX), None)
+    advice = f"set CXX={other}" if other else f"install {CXX}, or set CXX to another one"
+    return f"there is no C++ compiler {CXX} here; {advice}"
+
+
+def triton_obstacle() -> str | None:
+    if find_spec("triton") is None:
+        return "the package triton is not installed, which makes torch.compile's GPU kernels"
+    named = os.environ.get("CC")
+    if named is not None:
+        return None if shutil.which(named) else f"$CC is {named}, which is no program here"
+    if any(map(shutil.which, CC)):
+        return None
+    return f"there is no C compiler here ({', '.join(CC)}); install one, or set CC to it"

@@ -1,0 +1,115 @@
+"""What stands on top of the backbone: predictions of elements, or of labels.
+
+Shape suffixes: see elemdist/rows.py; S segments, E values of an element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elemdist.attention import Segments
+from elemdist.blocks import layer_norm, recomputed
+from elemdist.model_config import ModelConfig
+from elemdist.objectives import element_nats
+from elemdist.rows import FIRST_SPECIAL, PAD
+
+Scores = tuple[Tensor, Tensor | None]
+
+
+class ElementHead(nn.Module):
+    """Vectors to the logits of every element of a material: ``(M, W) -> (M, V, E)``.
+
+    BERT's prediction head (dense, GELU, layer norm), then slot by slot a product with the table of
+    the elements, the embedding's if tied, and a bias per slot and value.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        model, self.slots = config.model, config.slots
+        self.dense = nn.Linear(model.width, config.embedding_width)
+        self.norm = layer_norm(config.embedding_width)
+        self.tanh = "tanh" if model.activation == "gelu_tanh" else "none"
+        self.bias_VE = nn.Parameter(torch.zeros(config.slots, config.elements))
+        self.table: Tensor | None = None
+        if not model.tied or model.input == "canine":
+            self.table = nn.Parameter(
+                torch.empty(config.elements, config.embedding_width // config.slots)
+            )
+            nn.init.normal_(self.table, std=0.02)
+
+    def forward(
+        self, x_MW: Tensor, table: Tensor | None, target_MV: Tensor | None = None
+    ) -> Tensor:
+        """The logits. `table` (E, C) or, one for each slot, (V, E, C): the embedding's, None if
+        untied; `target_MV` is not looked at: every element is predicted by itself."""
+        table = self.table if table is None else table
+        assert table is not None
+        x_MW = self.norm(F.gelu(self.dense(x_MW), approximate=self.tanh))
+        x_MVC = x_MW.unflatten(-1, (self.slots, -1))
+        if table.ndim == 3:
+            return torch.einsum("mvc,vec->mve", x_MVC, table) + self.bias_VE
+        return x_MVC @ table.T + self.bias_VE
+
+
+def score(
+    head: nn.Module, x_MW: Tensor, table: Tensor | None, target_MV: Tensor, tile_rows: int = 0
+) -> Scores:
+    """(nats_M, correct_M) of predictions, see :func:`elemdist.objectives.element_nats`. With
+    `tile_rows` the logits of so many rows at a time exist, and are computed again for the
+    gradient."""
+
+    def of(x_MW: Tensor, target_MV: Tensor) -> Scores:
+        return element_nats(head(x_MW, table, target_MV), target_MV)
+
+    if not tile_rows or len(x_MW) <= tile_rows:
+        return of(x_MW, target_MV)
+    parts = zip(x_MW.split(tile_rows), target_MV.split(tile_rows), strict=True)
+    nats, correct = zip(*(recomputed(of, *part) for part in parts), strict=True)
+    return torch.cat(nats), None if correct[0] is None else torch.cat(correct)
+
+
+@torch.no_grad()
+def generate(
+    head: nn.Module, x_MW: Tensor, table: Tensor | None, choose: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """New materials, (M, V) uint8, slot by slot: `choose` gets the logits (M, E) of a slot and
+    gives the bytes (M,) for it. Behind a special byte, as the end mark is one, follows PAD."""
+    slots = len(cast(Tensor, head.bias_VE))
+    material_MV = torch.full((len(x_MW), slots), PAD, dtype=torch.uint8, device=x_MW.device)
+    open_M = torch.ones(len(x_MW), dtype=torch.bool, device=x_MW.device)
+    for slot in range(slots):
+        logits_ME = head(x_MW, table, material_MV)[:, slot]
+        byte_M = choose(logits_ME).to(material_MV)
+        material_MV[:, slot] = torch.where(open_M, byte_M, PAD)
+        open_M &= byte_M < FIRST_SPECIAL
+        if not open_M.any():
+            break
+    return material_MV
+
+
+class Classifier(nn.Module):
+    """A segment's rows to a logit per label: ``(T, W) -> (S, L)``, over BERT's pooler."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.model.width
+        self.pooling = config.pooling
+        self.dense = nn.Linear(width, width)
+        self.drop = nn.Dropout(config.model.dropout)
+        self.labels = nn.Linear(width, len(config.labels or []))
+
+    def forward(self, x_TW: Tensor, segments: Segments) -> Tensor:
+        if self.pooling == "doc":
+            x_SW = x_TW[segments.cu_lengths[:-1]]
+        elif self.pooling == "last":
+            x_SW = x_TW[segments.cu_lengths[1:] - 1]
+        else:
+            x_SW = torch.segment_reduce(
+                x_TW.float(), self.pooling, offsets=segments.cu_lengths.long()
+            ).to(x_TW.dtype)
+        return self.labels(self.drop(torch.tanh(self.dense(x_SW))))
