@@ -15,6 +15,9 @@ def __getattr__(name: str) -> Any:
     # Offline work imports this package and must not pay for torch.
     if name == "ElementwiseEmbedding":
         from elemdist.embedding import ElementwiseEmbedding
+        from elemdist.streaming_compat import fit_torchvision
 
+        # It stands in front of a model of transformers, whose import would fail without.
+        fit_torchvision()
         return ElementwiseEmbedding
     raise AttributeError(f"module 'elemdist' has no attribute '{name}'")

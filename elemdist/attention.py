@@ -21,6 +21,7 @@ from torch import Tensor
 
 from elemdist.attention_kernels import (
     ALL,
+    BACKENDS,
     HEAD_MULTIPLE,
     KERNELS,
     WIDEST_HEAD,
@@ -33,7 +34,7 @@ from elemdist.attention_kernels import (
 )
 from elemdist.window_attention import windowed_attention
 
-__all__ = ["Segments", "attention", "backend", "backends", "choose"]
+__all__ = ["BACKENDS", "Segments", "attention", "backend", "backends", "choose"]
 
 
 @dataclass(frozen=True)

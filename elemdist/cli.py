@@ -109,13 +109,14 @@ def doctor(argv: list[str]) -> int:
     try:
         from launcher.doctor import DoctorSettings, run
     except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("launcher"):
+        if error.name != "launcher.doctor":
             raise
         import launcher
 
+        place = launcher.__file__ or next(iter(launcher.__path__))
         raise UserError(
-            f"{list(launcher.__path__)[0]} is another package than elemdist's launcher and hides"
-            " it; give elemdist an environment of its own"
+            f"{place} is another package than elemdist's launcher and hides it;"
+            " give elemdist an environment of its own"
         ) from None
     return run(parse(DoctorSettings, argv, "elemdist doctor", None, doctor.__doc__))
 

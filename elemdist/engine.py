@@ -186,6 +186,7 @@ def build_engine(model: Model, settings: TrainSettings, ranks: Ranks) -> Any:
         lr=optim.lr,
         betas=(optim.beta1, optim.beta2),
         eps=optim.eps,
+        fused=True,  # one pass over the parameters and their moments instead of ten
     )
     engine, *_ = deepspeed.initialize(
         model=model.to(ranks.device),

@@ -36,7 +36,7 @@ class ElementHead(nn.Module):
         self.tanh = "tanh" if model.activation == "gelu_tanh" else "none"
         self.bias_VE = nn.Parameter(torch.zeros(config.slots, config.elements))
         self.table: Tensor | None = None
-        if not model.tied or model.input == "canine":
+        if not config.tied:
             self.table = nn.Parameter(
                 torch.empty(config.elements, config.embedding_width // config.slots)
             )

@@ -140,6 +140,15 @@ class Model(nn.Module):
             seen_E = rows_NV[counts_NV[:, slot], slot].int().bincount(minlength=len(bias_E)) + 1
             bias_E.copy_((seen_E / seen_E.sum()).log())
 
+    @property
+    def table(self) -> Tensor | None:
+        """The embedding's table, where the predictions are tied to it."""
+        if not self.config.tied:
+            return None
+        table = self.encoder.embedding.table
+        assert isinstance(table, Tensor)
+        return table
+
     def compile_blocks(self) -> None:
         """Compiles what each block does row by row, all but its attention, whose segments are
         others in every batch."""
@@ -160,12 +169,9 @@ class Model(nn.Module):
             return self.head(x_TW, segments)
         # Only the rows that carry loss go through the head.
         x_MW = x_TW if select_M is None else x_TW[select_M]
-        tied = self.config.model.tied and self.config.model.input != "canine"
-        table = self.encoder.embedding.table if tied else None
-        assert table is None or isinstance(table, Tensor)
         if target_MV is None:
-            return self.head(x_MW, table)
-        return score(self.head, x_MW, table, target_MV, self.memory.tile_loss_rows)
+            return self.head(x_MW, self.table)
+        return score(self.head, x_MW, self.table, target_MV, self.memory.tile_loss_rows)
 
 
 def initialise(module: nn.Module) -> None:

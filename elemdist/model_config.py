@@ -71,6 +71,11 @@ class ModelConfig:
         return self.model.embedding_width or self.model.width
 
     @property
+    def tied(self) -> bool:
+        """Whether the predictions use the embedding's table; input canine has none."""
+        return self.model.tied and self.model.input != "canine"
+
+    @property
     def causal(self) -> bool:
         return self.model.backbone == "decoder"
 

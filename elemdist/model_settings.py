@@ -94,7 +94,8 @@ class ModelSettings:
     slot_layers: int = 1
     """Blocks of that small decoder."""
     tied: bool = True
-    """The prediction uses the input's table. Input canine has none, and gets one of its own."""
+    """The prediction uses the input's table. Input canine has none, and gets one of its own, as
+    the autoregressive head always does."""
     window: int = 0
     """A row attends to so many rows on each side (a decoder: before it) only; 0: to all of its
     document."""

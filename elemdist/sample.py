@@ -11,7 +11,6 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -94,9 +93,7 @@ def attend(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, window: int) -> Tensor:
 def write(model: Model, prompt_TV: Tensor, writer: Writer, materials: int) -> Iterator[str]:
     """The text that follows `prompt_TV` (T, V), whose first row is as a rule DOC, piece by piece
     until the document ends, or `materials` rows and the character that the last one begins."""
-    settings = model.config.model
-    tied = settings.tied and settings.input != "canine"
-    table = cast(Tensor, model.encoder.embedding.table) if tied else None
+    table = model.table
     with torch.no_grad():
         context = Context(model)
         x_1W = context.read(prompt_TV)[-1:]

@@ -56,14 +56,14 @@ def examine() -> Report:
         for name in NEEDED
         if versions[name] is None
     ]
-    cache = cache_folder(None, "").rstrip("/")
+    cache = os.path.abspath(cache_folder(None, ""))
     return {
         "elemdist": {"version": elemdist.__version__, "folder": str(home("elemdist"))},
         "python": {"version": platform.python_version(), "system": platform.platform()},
         "cpu": {"cores": len(os.sched_getaffinity(0)), **memory_gb()},
         **torch_report,
         "versions": versions,
-        "cache": {"folder": cache, "free_gb": free_gb(cache)},
+        "cache": {"folder": cache, "free_gb": free_gb(existing(cache))},
         "shared_memory": {"folder": SHARED_MEMORY, "free_gb": free_gb(SHARED_MEMORY)},
         "problems": torch_problems + missing + shadowing(),
     }
@@ -87,15 +87,14 @@ def memory_gb() -> dict[str, float]:
 
 
 def free_gb(folder: str) -> float | None:
-    """Free space where the folder is, or would be made; None if there is no such place."""
+    """Free space of an existing folder's file system; None if there is no such folder."""
     place = Path(folder)
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return None if folder == SHARED_MEMORY != str(place) else _free(place)
+    return round(shutil.disk_usage(place).free / GB, 1) if place.is_dir() else None
 
 
-def _free(place: Path) -> float:
-    return round(shutil.disk_usage(place).free / GB, 1)
+def existing(folder: str) -> str:
+    """The folder, or the nearest one above it that there is already."""
+    return str(next(place for place in (Path(folder), *Path(folder).parents) if place.is_dir()))
 
 
 def home(name: str) -> Path | None:
@@ -179,9 +178,10 @@ def as_text(report: Report) -> str:
         ("CPU", "{cores} cores; {memory_gb} GB, {available_gb} GB free".format(**report["cpu"])),
         *device_lines(report),
         *((name, version or "not installed") for name, version in report["versions"].items()),
-        *((name, space(report[key])) for name, key in (("cache", "cache"), ("shared memory", "shared_memory"))),
+        ("cache", space(report["cache"])),
+        ("shared memory", space(report["shared_memory"])),
         *(("BROKEN", problem) for problem in report["problems"]),
-    ]  # fmt: skip
+    ]
     if not report["problems"]:
         lines.append(("", "Nothing is broken."))
     return "\n".join(f"{name:19} {text}".rstrip() for name, text in lines)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from elemdist.model_config import ModelConfig, Symbols
 from elemdist.model_settings import CanineSettings, ModelSettings
-from elemdist.streaming_compat import import_streaming
+from elemdist.streaming_compat import fit_torchvision
 
-import_streaming()  # transformers imports torchvision, too
+fit_torchvision()  # transformers imports torchvision, too
 
 import transformers  # noqa: E402
 

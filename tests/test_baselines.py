@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from elemdist.config import TrainSettings
+from elemdist.errors import UserError
 from elemdist.evaluate import evaluate
 from elemdist.model import Model
 from elemdist.model_config import model_config
 from elemdist.model_settings import ModelSettings
 from elemdist.rows import DOC, ELEMENTS, PAD
 from elemdist.shards import ShardSet
+from tests.bench import bench_baselines
 from tests.bench.ngrams import (
     BYTES,
     MATERIALS,
@@ -28,7 +30,7 @@ from tests.bench.ngrams import (
     material_keys,
     witten_bell,
 )
-from tests.conftest import elemdist, expect_user_error
+from tests.conftest import elemdist
 
 A, B = ord("a"), ord("b")
 
@@ -197,12 +199,17 @@ def test_the_benchmark_asks_what_an_evaluation_asks(packed, tmp_path):
     assert bits[0] < 0.7 * bits[-1]
 
 
-def test_mistakes_get_one_line(packed):
-    val = packed / "val"
-    expect_user_error(elemdist("bench", "baselines", "--train", val), "go together")
-    expect_user_error(
-        elemdist("bench", "baselines", "--run", "x"), "--run", "add --train and --eval"
-    )
-    expect_user_error(
-        elemdist("bench", "baselines", "--train", val, "--eval", val, "--run", "nowhere"), "nowhere"
-    )
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--train", "SHARDS"], "go together"),
+        (["--run", "x"], "add --train and --eval"),
+        (["--train", "SHARDS", "--eval", "SHARDS", "--run", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_get_one_line(words, told, packed, monkeypatch):
+    shards = str(packed / "val")
+    monkeypatch.setattr("sys.argv", ["bench", *(word.replace("SHARDS", shards) for word in words)])
+    with pytest.raises(UserError, match=told) as caught:
+        bench_baselines.main()
+    assert "\n" not in str(caught.value)

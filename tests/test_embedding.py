@@ -26,9 +26,9 @@ from elemdist.model import Model
 from elemdist.model_config import ModelConfig, Symbols, resolved
 from elemdist.model_settings import AblationSettings, CanineSettings, ModelSettings
 from elemdist.rows import DOC, MASK, PAD, SEP, special_row
-from elemdist.streaming_compat import import_streaming
+from elemdist.streaming_compat import fit_torchvision
 
-import_streaming()  # transformers imports torchvision, too, which fails beside a CPU torch
+fit_torchvision()  # transformers imports torchvision, too, which fails beside a CPU torch
 
 from transformers import CanineConfig, CanineTokenizer  # noqa: E402
 from transformers.models.canine import modeling_canine  # noqa: E402

@@ -16,9 +16,9 @@ from elemdist.model import Model
 from elemdist.model_config import ModelConfig, Symbols
 from elemdist.model_settings import ModelSettings
 from elemdist.pretrained_names import State, albert_names, bert_names, plain_names
-from elemdist.streaming_compat import import_streaming
+from elemdist.streaming_compat import fit_torchvision
 
-import_streaming()  # transformers imports torchvision, too
+fit_torchvision()  # transformers imports torchvision, too
 
 import transformers  # noqa: E402
 from transformers.models.llama import modeling_llama  # noqa: E402

@@ -8,11 +8,11 @@ import torch
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, resolved
 from elemdist.model_settings import ModelSettings
-from elemdist.streaming_compat import import_streaming
+from elemdist.streaming_compat import fit_torchvision
 from launcher import plan
 from tests.conftest import REPOSITORY, elemdist, expect_user_error
 
-import_streaming()  # transformers imports torchvision, too
+fit_torchvision()  # transformers imports torchvision, too
 import transformers  # noqa: E402
 
 

@@ -14,10 +14,10 @@ from elemdist.model_config import ModelConfig, resolved
 from elemdist.model_settings import CanineSettings, ModelSettings
 from elemdist.pretrained_canine import canine_names
 from elemdist.rows import DOC, PAD
-from elemdist.streaming_compat import import_streaming
+from elemdist.streaming_compat import fit_torchvision
 from tests.test_canine import gradients, packed
 
-import_streaming()  # transformers, too, imports torchvision, which fails beside a CPU torch
+fit_torchvision()  # transformers, too, imports torchvision, which fails beside a CPU torch
 
 CLS = 0xE000  # the original's code point where we have a DOC row
 BUCKETS = 512

@@ -132,9 +132,9 @@ class Ours(Trainer):
 
 def import_bert() -> tuple[Any, Any]:
     """BertConfig and BertForMaskedLM of transformers."""
-    from elemdist.streaming_compat import import_streaming
+    from elemdist.streaming_compat import fit_torchvision
 
-    import_streaming()  # transformers imports torchvision, too, which fails beside a CPU torch
+    fit_torchvision()  # transformers imports torchvision, too, which fails beside a CPU torch
     from transformers import BertConfig, BertForMaskedLM
 
     return BertConfig, BertForMaskedLM
