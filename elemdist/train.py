@@ -130,6 +130,9 @@ class Run:
         dtype = torch.bfloat16 if self.bf16 else torch.float32
         self.attention = attention.choose(settings.attention, ranks.device, dtype)
         self.model = Model(self.config, settings.memory)
+        if settings.compile:
+            check_compile(settings.zero.stage, ranks.device)
+            self.model.compile_blocks()
         if self.config.labels:
             self.model.expect_labels(torch.tensor(self.shards.label_shares()))
         else:
@@ -138,9 +141,6 @@ class Run:
         if settings.init_from:
             self.say(checkpoint.initialise_from(self.model, settings.init_from))
         self.folder = on_first(lambda: run_folder.prepare(settings))
-        if settings.compile:
-            check_compile(settings.zero.stage, ranks.device)
-            self.model.compile_blocks()
         self.engine = build_engine(self.model, settings, ranks)
         self.first_step = 0
         if settings.resume:

@@ -30,7 +30,7 @@ from tests.bench.ngrams import (
     material_keys,
     witten_bell,
 )
-from tests.conftest import elemdist
+from tests.conftest import TINY, elemdist
 
 A, B = ord("a"), ord("b")
 
@@ -197,6 +197,22 @@ def test_the_benchmark_asks_what_an_evaluation_asks(packed, tmp_path):
     bits = [figures[name]["bits_per_byte"] for name in (MATERIALS, TRIGRAM, SLOTS, BYTES)]
     assert bits == sorted(bits)
     assert bits[0] < 0.7 * bits[-1]
+
+
+def test_a_run_stands_beside_them_and_starts_at_the_slot_statistics(packed, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "figures.json"
+    small = [*TINY, "--steps", "1", "--optim.lr", "1e-9"]
+    done = elemdist("train", "--run-dir", run, "--data.train", packed / "train", *small)
+    assert done.returncode == 0, done.stderr
+    shards = ["--train", packed / "train", "--eval", packed / "val"]
+    done = elemdist("bench", "baselines", *shards, "--run", run, "--json", out)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text())["figures"]
+    same = {(one["materials"], one["bytes"]) for one in figures.values()}
+    assert len(same) == 1
+    started = figures[str(run)]["bits_per_byte"]
+    assert started == pytest.approx(figures[SLOTS]["bits_per_byte"], rel=0.02)
+    assert started < 0.95 * figures[BYTES]["bits_per_byte"]
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ class Peaks(Rates):
         return found
 
 
-def ours_on(config: ModelConfig, samples_BNV: np.ndarray, pad: bool = False) -> Trainer:
+def ours_on(config: ModelConfig, samples_BNV: np.ndarray, pad: bool = False) -> Ours:
     """Our training steps on some samples, unpadded unless told."""
     batch = unpad(samples_BNV, None, np.arange(len(samples_BNV)), open_reading(config))
     return Ours(config, padded(batch, samples_BNV) if pad else batch)

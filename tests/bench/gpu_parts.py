@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -97,9 +98,7 @@ def attention_part(place: Place) -> Iterator[Row]:
             for name in names:
                 rows = max(n, least)
                 label = {"n": n, "rows": rows, "causal": causal, "window": reach, "by": name}
-                cases.append(
-                    (label, lambda one=(name, n, rows, causal, reach): attention_case(place, *one))
-                )
+                cases.append((label, partial(attention_case, place, name, n, rows, causal, reach)))
     return place.run(cases)
 
 
@@ -108,7 +107,7 @@ def table_part(place: Place) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "figures.json")
         command = [sys.executable, str(HERE / "bench_table.py"), "--device", place.device.type]
-        command += ["--json", str(out), *(["--quick"] if place.quick else [])]
+        command += ["--json", str(out), *(["--quick"] if place.quick else ["--rounds", "3"])]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             raise SystemExit(done.stderr or "bench_table.py failed")
@@ -128,19 +127,14 @@ def training_case(
     row: Row = {}
     if compiled:
         start = time.perf_counter()
-        trainer.model.compile_blocks()
+        trainer.compile_blocks()
         trainer.step().item()
         row["first_step_s"] = time.perf_counter() - start
-    loss = 0.0
-
-    def work() -> None:
-        nonlocal loss
-        loss = trainer.step()
-
-    taken = seconds_of(work, device, CASE_S)
+    taken = seconds_of(trainer.step, device, CASE_S)
     tflops = step_flops(config, rows, n, MASK_RATE * rows) / taken / 1e12
     stated = stated_tflops(device)
-    assert torch.isfinite(torch.as_tensor(loss))
+    if not trainer.step().isfinite():
+        raise RuntimeError("the loss is not finite")
     return row | {
         "ms": taken * 1e3,
         "rows_per_s": rows / taken,
@@ -172,7 +166,7 @@ def throughput_part(place: Place) -> Iterator[Row]:
         memory = frugal() if n >= limit else MemorySettings()
         label = {"size": size, "n": n, "mb_a_sequence": n * elements_of(size) / 1e6}
         label |= {"rows": rows, "recomputed": bool(memory.checkpoint_every)}
-        cases.append((label, lambda one=(size, n, rows, memory): training_case(place, *one)))
+        cases.append((label, partial(training_case, place, size, n, rows, memory)))
     return place.run(cases)
 
 
@@ -184,7 +178,7 @@ def compile_part(place: Place) -> Iterator[Row]:
         [
             (
                 {"size": size, "n": n, "rows": rows, "compile": on},
-                lambda on=on: training_case(place, size, n, rows, MemorySettings(), on),
+                partial(training_case, place, size, n, rows, MemorySettings(), on),
             )
             for on in ways
         ]
@@ -248,7 +242,7 @@ def longest_part(place: Place) -> Iterator[Row]:
         [
             (
                 {"size": size, "window": window},
-                lambda one=(window, first, until): longest(place, size, *one[:2], most, one[2]),
+                partial(longest, place, size, window, first, most, until),
             )
             for window, first, until in (
                 (WINDOW, 64 if small else 1 << 20, now + share),
@@ -278,6 +272,8 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=0, help="of a try (0: none)")
     parser.add_argument("--rows", type=int, default=1024, help="of a try (1024)")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("torch sees no GPU here; --device cpu --quick shows whether it would run")
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if options.quick:

@@ -27,10 +27,10 @@ from typing import IO, Any
 SECONDS = {
     "environment": 20,
     "attention": 45,
-    "table": 30,
+    "table": 45,
     "throughput": 130,
     "compile": 50,
-    "longest": 145,
+    "longest": 130,
 }
 TITLES = {
     "environment": "what it ran on",
@@ -84,8 +84,8 @@ def run_part(part: str, seconds: float, options: list[str], out: IO[str]) -> tup
 
 def shown(value: object) -> str:
     """A cell of a table."""
-    if value is None or isinstance(value, bool):
-        return {None: "", True: "yes", False: "no"}[value]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -100,7 +100,10 @@ def table_of(rows: list[Row]) -> list[str]:
             rest = [{key: row[key] for key in row if key != "table"} for row in some]
             lines += [title, *table_of(rest)]
         return lines
-    rows = [{key: shown(row[key]) for key in row if key != "part"} for row in rows]
+    rows = [
+        {key: shown(row[key]) for key in row if key != "part" and row[key] is not None}
+        for row in rows
+    ]
     if len(rows) == 1:
         width = max(map(len, rows[0]))
         return [f"{key:{width}}  {value}" for key, value in rows[0].items()]

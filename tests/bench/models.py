@@ -33,10 +33,9 @@ IGNORED = -100  # the label of a position that transformers' loss leaves out
 
 
 def shape(n: int, v: int, **model: Any) -> ModelConfig:
-    """The shape of a model of masked materials (a decoder: of the next ones)."""
-    settings = ModelSettings(dropout=DROPOUT, **model)
-    objective = "clm" if settings.backbone == "decoder" else "mlm"
-    return model_config(TrainSettings(objective=objective, model=settings), n, v)
+    """The shape of a model of masked materials."""
+    settings = TrainSettings(model=ModelSettings(dropout=DROPOUT, **model))
+    return model_config(settings, n, v)
 
 
 def text_rows(rows: int, v: int, segmenter: str = "word") -> np.ndarray:
@@ -117,14 +116,18 @@ class Ours(Trainer):
     ) -> None:
         torch.manual_seed(SEED)
         device = batch.rows_TV.device
-        model = Model(config, memory).to(device, dtype)
-        super().__init__(model)
+        self.ours = Model(config, memory).to(device, dtype)
+        super().__init__(self.ours)
         self.config, self.batch = config, batch
+
+    def compile_blocks(self) -> None:
+        """See :meth:`Model.compile_blocks`; the next step takes the time."""
+        self.ours.compile_blocks()
 
     def loss(self, number: int) -> Tensor:
         batch = self.batch
         targets = targets_of(batch, self.config, MASK_RATE, number)
-        nats_M, _ = self.model(
+        nats_M, _ = self.ours(
             targets.rows_TV, batch.position_T, batch.segments, targets.select_M, targets.target_MV
         )
         return nats_M.sum() / targets.text_bytes

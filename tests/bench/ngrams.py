@@ -48,7 +48,7 @@ class Symbols:
 
 
 def witten_bell(
-    count: np.ndarray, total: np.ndarray, kinds: np.ndarray, shorter: np.ndarray
+    count: np.ndarray, total: np.ndarray, kinds: np.ndarray | int, shorter: np.ndarray
 ) -> np.ndarray:
     """The probability of a symbol that followed a context `count` times, filled up by its
     probability in a `shorter` context (Witten & Bell 1991): a context after which `kinds` different
@@ -148,7 +148,7 @@ class Predictors:
         key_M = material_keys(rows_MV)
         place_M = np.searchsorted(self.keys, key_M).clip(max=len(self.keys) - 1)
         times_M = np.where(self.keys[place_M] == key_M, self.times[place_M], 0)
-        return witten_bell(times_M, self.times.sum(), np.int64(len(self.keys)), spelt_M)
+        return witten_bell(times_M, self.times.sum(), len(self.keys), spelt_M)
 
     def nats(self, rows_TV: np.ndarray, chosen_T: np.ndarray) -> dict[str, float]:
         """What the materials of the rows `chosen_T`, (T,) bool, cost in each way, end marks
