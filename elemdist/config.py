@@ -168,6 +168,10 @@ class TrainSettings:
             raise UserError("no run folder; add --run-dir DIR")
         if not self.data.train:
             raise UserError("no training data; add --data.train DIR (from elemdist shard)")
+        self.check_values()
+
+    def check_values(self) -> None:
+        """Raises UserError on a value that cannot be, whatever the run."""
         at_least(
             1,
             steps=self.steps,
@@ -211,6 +215,8 @@ class TrainSettings:
                 "optim.grad_clip": self.optim.grad_clip,
             },
         )
+        if not self.model.rotary_base > 1:
+            raise UserError(f"model.rotary_base: {self.model.rotary_base} is not above 1")
         if not 0 < self.mlm.mask_rate <= 1:
             raise UserError(f"mlm.mask_rate: {self.mlm.mask_rate} is not in (0, 1]")
         for name, share in [
@@ -239,6 +245,8 @@ class EvalSettings:
     """Evaluate on the first so many samples only; 0: on all."""
     threshold: float | None = None
     """A label is predicted where its probability reaches this; none: as the run was trained."""
+    tokenizer: str | None = None
+    """The tokenizer.json of a subword model; none: where it was in training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
 

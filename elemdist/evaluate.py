@@ -229,6 +229,10 @@ def run(settings: EvalSettings) -> int:
     shards.verify()
     chosen = checkpoint.find(settings.run)
     config = chosen.config()
+    if settings.tokenizer is not None:
+        if config.symbols is None:
+            raise UserError(f"tokenizer: the input of {settings.run} is {config.model.input}")
+        config.model.tokenizer = settings.tokenizer
     check_geometry(config, shards)
     trained = chosen.settings()
     if settings.threshold is not None:

@@ -139,9 +139,9 @@ def check_width(v: int, width: int, name: str = "model.width") -> None:
     """Raises UserError where v elements cannot share a width equally."""
     if width % v:
         below = width // v * v
+        nearest = f"the nearest are {below} and {below + v}" if below else f"the least is {v}"
         raise UserError(
-            f"{name}: {width} is not a multiple of v={v}, the bytes of a material;"
-            f" the nearest are {below or v} and {below + v}"
+            f"{name}: {width} is not a multiple of v={v}, the bytes of a material; {nearest}"
         )
 
 

@@ -117,8 +117,10 @@ class Run:
         on_every(self.open_shards)
         self.reading = open_reading(self.config)
         self.bf16 = use_bf16(settings, ranks.device)
+        shape = self.config.to_json()
+        del shape["model"]["tokenizer"]  # the shards say which one it is, wherever it lies
         self.facts = {
-            "model": self.config.to_json(),
+            "model": shape,
             "data": self.shards.fingerprint,
             "ranks": ranks.world_size,
             "zero_stage": settings.zero.stage,

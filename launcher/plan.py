@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elemdist.commandline import parse
-from elemdist.config import TrainSettings
+from elemdist.config import TrainSettings, at_least
 from elemdist.errors import UserError
 
 if TYPE_CHECKING:
@@ -131,5 +131,8 @@ def table() -> list[str]:
 def run(argv: list[str], description: str | None) -> int:
     """``elemdist plan``; the exit code."""
     settings = parse(PlanSettings, argv, "elemdist plan", None, description)
+    settings.check_values()
+    at_least(1, n=settings.n, v=settings.v)
+    at_least(4, vocabulary=settings.vocabulary)
     print("\n".join(table() if settings.table else lines(settings)))
     return 0

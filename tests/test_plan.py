@@ -74,6 +74,7 @@ def test_what_cannot_be_is_one_line():
         elemdist("plan", "configs/large.yaml"), "1024 is not a multiple of v=12", "1020 and 1032"
     )
     expect_user_error(elemdist("plan", "--objective", "clm"), "take --objective mlm")
+    expect_user_error(elemdist("plan", "--v", "0"), "v: 0 is below 1")
 
 
 @pytest.mark.parametrize("kind", [None, "bert-modern", "albert", "canine", "decoder"])

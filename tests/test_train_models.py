@@ -97,6 +97,11 @@ def test_a_subword_model_reads_a_subword_set(subwords, tokenizer, tmp_path):
     options = [*chosen, "--objective", "classify", "--init-from", str(tmp_path / "mlm")]
     assert "encoder weights from" in train(tmp_path / "labels", subwords, *options)
     assert evaluated(tmp_path / "labels", subwords)["documents"] == 50
+    moved = tmp_path / "moved.json"
+    moved.write_bytes(tokenizer.read_bytes())
+    words = ["--data", subwords / "val", "--tokenizer", moved]
+    done = elemdist("eval", tmp_path / "mlm", *words)
+    assert json.loads(done.stdout)["loss"] == pytest.approx(seen[6]["loss"], rel=1e-5)
 
 
 def test_a_compiled_model_gives_the_same_losses(packed, tmp_path):
