@@ -170,10 +170,14 @@ def check(config: ModelConfig) -> None:
             f" {model.heads} heads is {model.width // model.heads}"
         )
     if (config.objective == "clm") != config.causal and config.objective != "classify":
-        fitting = "clm" if config.causal else "mlm"
+        fitting = (
+            "--objective clm, or an encoder such as --model.backbone bert"
+            if config.causal
+            else "--objective mlm, or --model.backbone decoder"
+        )
         raise UserError(
             f"objective: {config.objective} does not fit the backbone {model.backbone};"
-            f" take --objective {fitting}, or classify"
+            f" take {fitting}"
         )
     if config.causal and config.pooling == "doc":
         raise UserError(

@@ -120,7 +120,7 @@ class Run:
         shape = self.config.to_json()
         del shape["model"]["tokenizer"]  # the shards say which one it is, wherever it lies
         self.facts = {
-            "model": shape,
+            **shape,
             "data": self.shards.fingerprint,
             "ranks": ranks.world_size,
             "zero_stage": settings.zero.stage,

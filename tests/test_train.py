@@ -117,7 +117,7 @@ def test_a_run_folder_tells_all_about_the_run(zero_runs, packed):
     assert any((run / "tensorboard").iterdir())
     report = json.loads((run / "environment.json").read_text())
     assert report["packages"]["deepspeed"]
-    assert report["model"]["v"] == 8
+    assert report["v"] == 8
     figures = metrics(run)[STEPS]
     for name in ("bits_per_byte", "bytes_per_s", "rows_per_s", "data_wait_share", "time_s"):
         assert figures[name] >= 0
