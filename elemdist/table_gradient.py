@@ -70,10 +70,10 @@ def one_hot_product(index_K: Tensor, gradient_KC: Tensor, rows: int) -> Tensor:
     return sums_RC
 
 
-# Against F.embedding's gradient, `elemdist bench table` on English prose, 6,144 to 1,048,576
-# elements of 16 to 64 floats, one thread of a busy CPU: sorted_sums 1.5 to 2.1 times as fast in
-# fp32, 1.7 to 5.3 in bf16; one_hot_product 0.06 to 0.35. scatter_add_ is ahead of both at 12,000
-# elements, where each but the product takes a few milliseconds at most, and behind at 100,000.
+# Against F.embedding's gradient, `elemdist bench table` on two idle CPU cores, 12,288 / 98,304 /
+# 1,048,576 elements of 48 to 64 floats: sorted_sums 1.3 / 4.2 / 4.2 times as fast in fp32, 1.9 /
+# 6.8 / 9.6 in bf16; one_hot_product 0.08 to 0.24. scatter_add_ is ahead at 12,288 (2.5), where all
+# but the product take a millisecond, and behind at 98,304 (1.7).
 # On CUDA nothing is measured yet: the product is expected to win, since matrix units do it at the
 # speed of memory, 0.5 KB of bf16 for each element written and read.
 CHOICE: dict[str, TableGradient] = {"cpu": sorted_sums, "cuda": one_hot_product}
