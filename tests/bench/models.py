@@ -5,6 +5,7 @@ Shape suffixes: see elemdist/rows.py.
 
 from __future__ import annotations
 
+import abc
 import itertools
 import tempfile
 from dataclasses import replace
@@ -83,7 +84,7 @@ def padded(batch: Batch, samples_BNV: np.ndarray) -> Batch:
     )
 
 
-class Trainer:
+class Trainer(abc.ABC):
     """A model and its AdamW; a step is forward, backward, optimizer, no gradients left."""
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -92,8 +93,9 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         self.steps = itertools.count()
 
+    @abc.abstractmethod
     def loss(self, number: int) -> Tensor:
-        raise NotImplementedError
+        """The loss of step `number`, 0-d, with its gradient to come."""
 
     def step(self) -> Tensor:
         """One training step; its loss, 0-d."""
