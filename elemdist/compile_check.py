@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -23,7 +24,9 @@ def compile_obstacle(device: str = "cpu") -> str | None:
         device: ``cpu``, whose kernels a C++ compiler makes, or ``cuda``, for which triton does
             with the help of a C compiler.
     """
-    return python_obstacle() or (triton_obstacle() if device == "cuda" else cxx_obstacle())
+    if device == "cuda":
+        return python_obstacle() or triton_obstacle()
+    return python_obstacle() or cxx_obstacle() or folder_obstacle()
 
 
 def python_obstacle() -> str | None:
@@ -51,6 +54,18 @@ def cxx_obstacle() -> str | None:
     other = next(filter(shutil.which, OTHER_CXX), None)
     advice = f"set CXX={other}" if other else f"install {CXX}, or set CXX to another one"
     return f"there is no C++ compiler {CXX} here; {advice}"
+
+
+def folder_obstacle() -> str | None:
+    """torch writes its own folder into the compiler's command without quotes."""
+    spec = find_spec("torch")
+    folder = str(Path(spec.origin).parent) if spec and spec.origin else ""
+    if not re.search(r"""[\s'"\\]""", folder):
+        return None
+    return (
+        f"torch lies in '{folder}', and torch.compile cannot take a path with a space or a quote;"
+        " set elemdist up in another folder"
+    )
 
 
 def triton_obstacle() -> str | None:

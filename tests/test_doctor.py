@@ -5,10 +5,12 @@ import os
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from elemdist import compile_check
 from elemdist.attention import BACKENDS, backend
 from elemdist.compile_check import compile_obstacle
 from tests.conftest import elemdist, expect_user_error, run_command
@@ -113,7 +115,17 @@ def test_a_torch_that_cannot_be_imported_is_broken(tmp_path):
     assert "BROKEN              torch cannot be imported: libtorch.so: not found" in done.stdout
 
 
+def test_torch_compile_wants_no_space_in_the_path_of_torch(monkeypatch):
+    monkeypatch.setattr(compile_check, "cxx_obstacle", lambda: None)
+    for folder, works in (("/opt/a b", False), ("/opt/a'b", False), ("/opt/a-b", True)):
+        spec = SimpleNamespace(origin=f"{folder}/torch/__init__.py")
+        monkeypatch.setattr(compile_check, "find_spec", lambda _name, spec=spec: spec)
+        reason = compile_obstacle()
+        assert reason is None if works else f"torch lies in '{folder}/torch'" in str(reason)
+
+
 def test_without_a_cxx_compiler_there_is_no_torch_compile(monkeypatch, tmp_path):
+    monkeypatch.setattr(compile_check, "folder_obstacle", lambda: None)
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "no C++ compiler g++" in str(compile_obstacle())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from elemdist.compile_check import compile_obstacle
 from tests.conftest import TINY, elemdist, expect_user_error, metrics
 
 DECODER = ["configs/decoder.yaml", "--model.slot-width", "32"]
@@ -104,8 +105,12 @@ def test_a_subword_model_reads_a_subword_set(subwords, tokenizer, tmp_path):
     assert json.loads(done.stdout)["loss"] == pytest.approx(seen[6]["loss"], rel=1e-5)
 
 
-def test_a_compiled_model_gives_the_same_losses(packed, tmp_path):
+def test_a_compiled_model_gives_the_same_losses_or_is_refused_with_the_reason(packed, tmp_path):
     options = ["--model.dropout", "0", "--model.layers", "1"]
+    if (reason := compile_obstacle()) is not None:  # no compiler, or a folder with a space
+        words = ["--run-dir", tmp_path / "run", "--data.train", packed / "train", *TINY]
+        expect_user_error(elemdist("train", *words, "--compile"), "compile: ", reason)
+        return
     train(tmp_path / "plain", packed, *options)
     train(tmp_path / "compiled", packed, *options, "--compile")
     plain, compiled = metrics(tmp_path / "plain"), metrics(tmp_path / "compiled")

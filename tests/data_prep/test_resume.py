@@ -143,7 +143,8 @@ def interrupted(corpus: Path, out: Path, *options: str) -> None:
     command = [ELEMDIST, "shard", str(corpus), "--out", str(out), "--processes", "1", *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(1200):
-        if len(list(out.glob(".elemdist/done/*"))) >= 2 or process.poll() is not None:
+        # An entry has its name once it is whole.
+        if len(list(out.glob(".elemdist/done/*.json"))) >= 2 or process.poll() is not None:
             break
         time.sleep(0.01)
     process.kill()
