@@ -243,7 +243,7 @@ def test_killed_run_leaves_no_set_and_says_so(tmp_path: Path) -> None:
         assert process.poll() is None, process.communicate()[1].decode()
         process.send_signal(number)
         told = process.communicate(timeout=60)[1].decode()
-        assert not (out / "index.json").exists()
+        assert not (out / "index.json").exists(), (number, told)
         if number == signal.SIGINT:
             assert "work items are done and kept" in told
             assert not list(out.glob("*.tmp"))
