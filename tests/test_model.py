@@ -169,19 +169,21 @@ def test_a_classified_document_is_the_same_packed_and_alone(variant, pooling):
     ids=str,
 )
 def test_less_memory_gives_the_same_numbers(variant, memory):
-    plain = build(config(**{**VARIANTS[variant], "dropout": 0.1}))
+    # Tiles of rows draw their dropout tile by tile, so other numbers than all rows at once.
+    dropout = 0.0 if memory.tile_rows else 0.1
+    plain = build(config(**{**VARIANTS[variant], "dropout": dropout}))
     saving = build(plain.config, memory)
     b = batch(5, 9, 12)
     found = []
     for model in (plain.double(), saving.double()):
-        torch.manual_seed(3)  # tiles draw their dropout one after the other, as all rows do
+        torch.manual_seed(3)
         loss = nats(model, b)
         found.append((loss, gradients(model, loss.sum())))
     (loss, grads), (saved_loss, saved_grads) = found
-    if not memory.tile_rows:  # other draws of dropout: tiles of rows
-        torch.testing.assert_close(saved_loss, loss)
-        for name, grad in grads.items():
-            torch.testing.assert_close(saved_grads[name], grad, msg=name)
+    torch.testing.assert_close(saved_loss, loss)
+    assert saved_grads.keys() == grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(saved_grads[name], grad, msg=name)
     torch.testing.assert_close(nats(saving.eval(), b), nats(plain.eval(), b))
 
 
