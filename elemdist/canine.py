@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from elemdist.attention import Segments
 from elemdist.blocks import Block, layer_norm, recomputed
-from elemdist.config import MemorySettings
 from elemdist.model import Encoder
 from elemdist.model_config import ModelConfig
 from elemdist.model_settings import ModelSettings
+from elemdist.run_settings import MemorySettings
 
 
 @dataclass(frozen=True)

@@ -48,14 +48,13 @@ def verify(argv: list[str]) -> int:
 def train(argv: list[str]) -> int:
     """train with DeepSpeed on shards; starts its own ranks"""
     from elemdist.commandline import parse
-    from elemdist.config import TrainSettings, accumulation_steps
+    from elemdist.config import TrainSettings
     from launcher import local
 
     settings = parse(TrainSettings, argv, "elemdist train", None, train.__doc__)
     settings.check()
     gpus = 0 if settings.device == "cpu" else local.count_gpus()
     ranks = settings.ranks or max(1, gpus)
-    accumulation_steps(settings.batch, ranks)
     if ranks > 1:
         return local.start_ranks(Path(__file__).with_name("train.py"), argv, ranks)
     from elemdist.train import main as train_here

@@ -8,106 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from elemdist.errors import UserError
 from elemdist.model_settings import ModelSettings
-
-
-@dataclass
-class DataSettings:
-    """Where the rows come from"""
-
-    train: str | None = None
-    """Folder of shards to train on, made by `elemdist shard`, or its URL in an object store
-    (s3://bucket/folder). Required. What is fetched from a store, or unpacked, is kept in
-    $ELEMDIST_CACHE, else in ~/.cache/elemdist."""
-    eval: str | None = None
-    """Folder or URL of held-out shards for the evaluation during training; none: no evaluation."""
-    eval_samples: int = 0
-    """Evaluate on the first so many samples only; 0: on all."""
-    verify: bool = True
-    """Compare the hash of every shard on this machine before training; the ranks share the work.
-    Without it only sizes and headers are compared. What is fetched or unpacked always is."""
-
-
-@dataclass
-class MlmSettings:
-    """Objective mlm"""
-
-    mask_rate: float = 0.15
-    """Share of the materials that are to be predicted: 8 in 10 of them are masked, 1 in 10
-    replaced by another material of the batch, 1 in 10 left as it is."""
-
-
-@dataclass
-class ClassifySettings:
-    """Objective classify"""
-
-    pooling: Literal["doc", "last", "mean", "max"] = "doc"
-    """The document's vector: the output of its DOC row (BERT's CLS), of its last row, or the mean
-    or the maximum over all its rows."""
-    threshold: float = 0.5
-    """A label is predicted where its probability reaches this."""
-    mask_rate: float = 0.0
-    """Share of the materials hidden from the classifier in training, as in mlm: a remedy for few
-    documents, each of which then looks different every time."""
-
-
-@dataclass
-class BatchSettings:
-    """Batch sizes"""
-
-    global_samples: int = 64
-    """Samples per optimizer step, over all ranks."""
-    micro_samples: int = 8
-    """Samples per rank in one forward and backward pass; the rest is gradient accumulation."""
-
-
-@dataclass
-class OptimSettings:
-    """AdamW and its learning rate"""
-
-    lr: float = 1e-3
-    """Peak learning rate of AdamW."""
-    beta1: float = 0.9
-    """Decay of the mean of the gradients."""
-    beta2: float = 0.98
-    """Decay of the mean of the squared gradients."""
-    eps: float = 1e-6
-    """Term added to the denominator."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay, for matrices only (not for the element table)."""
-    warmup_steps: int = 100
-    """Steps over which the learning rate rises linearly to its peak."""
-    decay: Literal["linear", "cosine", "none"] = "linear"
-    """Shape of the fall of the learning rate after the warm-up."""
-    final_lr_share: float = 0.0
-    """The learning rate at the last step, as a share of the peak."""
-    grad_clip: float = 1.0
-    """Largest norm of the gradient over all parameters; 0: no clipping."""
-
-
-@dataclass
-class ZeroSettings:
-    """DeepSpeed ZeRO"""
-
-    stage: Literal[0, 1, 2, 3] = 1
-    """What DeepSpeed ZeRO shards over the ranks: 0 nothing, 1 the optimizer's state, 2 also the
-    gradients, 3 also the parameters."""
-
-
-@dataclass
-class MemorySettings:
-    """Less memory for more time; the numbers stay the same"""
-
-    checkpoint_every: int = 0
-    """Keep only the input of every so many'th block and compute the block again for the gradient;
-    1: of all blocks, 0: of none."""
-    tile_rows: int = 0
-    """The feed-forward layers take so many rows at a time; 0: all at once."""
-    tile_loss_rows: int = 0
-    """The predictions and their loss take so many rows at a time; 0: all at once."""
+from elemdist.run_settings import (
+    BatchSettings,
+    ClassifySettings,
+    DataSettings,
+    GuardSettings,
+    MemorySettings,
+    MlmSettings,
+    OptimSettings,
+    ZeroSettings,
+)
 
 
 @dataclass
@@ -127,6 +41,13 @@ class TrainSettings:
     optim: OptimSettings = field(default_factory=OptimSettings)
     zero: ZeroSettings = field(default_factory=ZeroSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """DeepSpeed's own configuration, key by key, above what is derived from the settings here:
+    '{"zero_optimization.overlap_comm": true}'."""
+    sequence_parallel: int = 1
+    """Ranks that share each sequence: every one has a part of its rows, and in attention a part of
+    the heads, whose number must divide by this."""
     attention: Literal["auto", "flash_attn", "varlen", "sdpa"] = "auto"
     """What computes attention; auto: the first of these that this machine has."""
     compile: bool = False
@@ -141,10 +62,25 @@ class TrainSettings:
     """Steps between evaluations; one is made after the last step in any case. 0: only that one."""
     checkpoint_every: int = 500
     """Steps between checkpoints; one is made after the last step in any case. 0: only that one."""
+    checkpoint_every_minutes: float = 0.0
+    """Minutes between checkpoints, beside those by steps; 0: none by time."""
+    checkpoint_in_background: bool = False
+    """Train on while a checkpoint is written, out of a copy in the machine's memory."""
     keep_last: int = 2
     """Checkpoints kept; older ones are removed once a newer one is complete."""
+    keep_every: int = 0
+    """Of the older ones, those of steps that are a multiple of this stay; 0: none does."""
     log_every: int = 10
     """Steps between lines of metrics."""
+    profile: bool = False
+    """Write a trace of three steps, after five to warm up, to the run folder, for Perfetto."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the metrics, too, if wandb is installed."""
+    peak_tflops: float = 0.0
+    """What a device computes at most, in 10^12 operations a second, for the MFU; 0: what its maker
+    states, where it is known."""
+    auto_micro_batch: bool = False
+    """Find the largest batch.micro_samples that fits the device, by trying."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the forward and backward pass; the optimizer keeps fp32. auto: bf16 on CUDA, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -177,7 +113,9 @@ class TrainSettings:
             steps=self.steps,
             log_every=self.log_every,
             keep_last=self.keep_last,
+            sequence_parallel=self.sequence_parallel,
             **{
+                "guard.most_bad_steps": self.guard.most_bad_steps,
                 "model.layers": self.model.layers,
                 "model.width": self.model.width,
                 "model.slot_width": self.model.slot_width,
@@ -197,7 +135,13 @@ class TrainSettings:
             checkpoint_every=self.checkpoint_every,
             ranks=self.ranks,
             stop_step=self.stop_step,
+            checkpoint_every_minutes=self.checkpoint_every_minutes,
+            keep_every=self.keep_every,
+            peak_tflops=self.peak_tflops,
             **{
+                "batch.global_bytes": self.batch.global_bytes,
+                "guard.spike": self.guard.spike,
+                "guard.stall_s": self.guard.stall_s,
                 "data.eval_samples": self.data.eval_samples,
                 "model.heads": self.model.heads,
                 "model.feedforward": self.model.feedforward,
@@ -263,22 +207,6 @@ def at_least(low: int, **values: float) -> None:
     for name, value in values.items():
         if value < low:
             raise UserError(f"{name}: {value} is below {low}, its smallest value")
-
-
-def accumulation_steps(batch: BatchSettings, world_size: int) -> int:
-    """Micro-batches per rank and optimizer step: global = micro x ranks x accumulation.
-
-    Raises UserError where the global batch does not divide, naming sizes that would.
-    """
-    per_pass = batch.micro_samples * world_size
-    if batch.global_samples % per_pass:
-        below = batch.global_samples // per_pass * per_pass
-        nearest = " or ".join(str(size) for size in (below, below + per_pass) if size)
-        raise UserError(
-            f"batch: {batch.global_samples} global samples do not divide into {world_size} rank(s)"
-            f" of {batch.micro_samples} micro samples; --batch.global-samples {nearest} would"
-        )
-    return batch.global_samples // per_pass
 
 
 def learning_rate(optim: OptimSettings, steps: int, step: int) -> float:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from elemdist.batch import Batch, Reading, unpad
+from elemdist.batch_plan import BatchPlan
 from elemdist.shards import ShardSet
 
 __all__ = [
@@ -81,37 +82,39 @@ def sample_ids(places: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Order:
-    """Which samples this rank takes in every micro-batch of every step."""
+    """Which samples a group of ranks takes in every micro-batch of every step."""
 
-    global_samples: int
-    micro_samples: int
-    rank: int
-    world_size: int
+    plan: BatchPlan
+    group: int
     seed: int
 
     def places(self, step: int) -> list[np.ndarray]:
-        """Places in the run, int64, of each of this rank's micro-batches of `step`."""
-        per_pass = self.micro_samples * self.world_size
-        first = step * self.global_samples + self.rank * self.micro_samples
-        return [
-            np.arange(first + offset, first + offset + self.micro_samples)
-            for offset in range(0, self.global_samples, per_pass)
+        """Places in the run, int64, of each of this group's micro-batches of `step`."""
+        first = step * self.plan.global_samples
+        parts = [
+            self.plan.samples(self.plan.micro_batch(self.group, number))
+            for number in range(self.plan.passes)
         ]
+        return [np.arange(first + part.start, first + part.stop) for part in parts]
 
 
-def steps_ahead(
-    shards: ShardSet, order: Order, steps: range
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places and sample numbers of a rank's micro-batches, many steps at once: (K, P, B) int64 each
-    for K steps of P passes. Those shards that do not lie on this machine are then on their way."""
+Passes = list[tuple[np.ndarray, np.ndarray]]
+
+
+def steps_ahead(shards: ShardSet, order: Order, steps: range) -> Iterator[list[Passes]]:
+    """(places, sample numbers), (B,) int64 each, of the micro-batches of many steps at once. Those
+    shards that do not lie on this machine are then on their way."""
     # Batch by batch the shuffle would cost more than the gather.
-    at_once = max(1, SAMPLES_AT_ONCE * order.world_size // order.global_samples)
+    at_once = max(1, SAMPLES_AT_ONCE * order.plan.groups // order.plan.global_samples)
     for first in range(steps.start, steps.stop, at_once):
         some = range(first, min(first + at_once, steps.stop))
-        places_KPB = np.array([order.places(step) for step in some])
-        ids = sample_ids(places_KPB.ravel(), shards.samples, order.seed)
+        places = [part for step in some for part in order.places(step)]
+        ids = sample_ids(np.concatenate(places), shards.samples, order.seed)
         shards.prefetch(ids)
-        yield places_KPB, ids.reshape(places_KPB.shape)
+        parts = np.split(ids, np.cumsum([len(part) for part in places])[:-1])
+        passes = list(zip(places, parts, strict=True))
+        width = order.plan.passes
+        yield [passes[place : place + width] for place in range(0, len(passes), width)]
 
 
 def training_steps(
@@ -127,9 +130,9 @@ def training_steps(
         now = next(coming, None)
         while now is not None:
             following = next(coming, None)  # before these are gathered: their shards take time
-            for places_PB, ids_PB in zip(*now, strict=True):
+            for passes in now:
                 batches = []
-                for places, ids in zip(places_PB, ids_PB, strict=True):
+                for places, ids in passes:
                     rows_BNV, labels_BL = shards.gather(ids)
                     batches.append(unpad(rows_BNV, labels_BL, places, reading))
                 yield batches

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from elemdist.batch_plan import BatchPlan
 from elemdist.compile_check import compile_obstacle
-from elemdist.config import TrainSettings, accumulation_steps
+from elemdist.config import TrainSettings
 from elemdist.errors import UserError
 from elemdist.model import Model, parameter_groups
 
@@ -139,14 +140,14 @@ def check_compile(stage: int, device: torch.device) -> None:
         raise UserError(f"compile: {reason}; or leave out --compile")
 
 
-def deepspeed_config(settings: TrainSettings, ranks: Ranks) -> dict[str, Any]:
+def deepspeed_config(settings: TrainSettings, plan: BatchPlan, ranks: Ranks) -> dict[str, Any]:
     """DeepSpeed's configuration. What its versions have changed is stated, not left to default."""
     bf16 = use_bf16(settings, ranks.device)
     # DeepSpeed sums bf16 gradients in fp32 in every ZeRO stage but 0.
     return {
-        "train_micro_batch_size_per_gpu": settings.batch.micro_samples,
-        "gradient_accumulation_steps": accumulation_steps(settings.batch, ranks.world_size),
-        "train_batch_size": settings.batch.global_samples,
+        # DeepSpeed counts every rank's largest share; losses are scaled by the true numbers.
+        "train_micro_batch_size_per_gpu": plan.micro_samples,
+        "gradient_accumulation_steps": plan.passes,
         "gradient_clipping": settings.optim.grad_clip,
         "bf16": {"enabled": bf16},
         "fp16": {"enabled": False},
@@ -177,7 +178,7 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def build_engine(model: Model, settings: TrainSettings, ranks: Ranks) -> Any:
+def build_engine(model: Model, settings: TrainSettings, plan: BatchPlan, ranks: Ranks) -> Any:
     """The DeepSpeed engine around `model`, with AdamW; the learning rate is set step by step."""
     deepspeed = import_deepspeed()
     optim = settings.optim
@@ -191,7 +192,7 @@ def build_engine(model: Model, settings: TrainSettings, ranks: Ranks) -> Any:
     engine, *_ = deepspeed.initialize(
         model=model.to(ranks.device),
         optimizer=optimizer,
-        config=deepspeed_config(settings, ranks),
+        config=deepspeed_config(settings, plan, ranks),
         dist_init_required=False,
     )
     engine.checkpoint_engine.load = load_data_only

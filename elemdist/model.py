@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from elemdist.attention import Segments
 from elemdist.blocks import Block, Rotation, layer_norm, recomputed, rotation
-from elemdist.config import MemorySettings
 from elemdist.embedding import build_embedding
 from elemdist.heads import Classifier, ElementHead, Scores, score
 from elemdist.model_config import ModelConfig
 from elemdist.rows import FIRST_SPECIAL, PAD
+from elemdist.run_settings import MemorySettings
 from elemdist.slot_decoder import SlotDecoder
 
 

@@ -24,8 +24,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from elemdist import attention, checkpoint, run_folder
+from elemdist.batch_plan import BatchPlan, plan_batch
 from elemdist.commandline import parse
-from elemdist.config import TrainSettings, accumulation_steps, learning_rate
+from elemdist.config import TrainSettings, learning_rate
 from elemdist.data import Batch, Order, training_steps
 from elemdist.engine import (
     Ranks,
@@ -60,7 +61,13 @@ class Tally:
     rows: int = 0
 
 
-def losses(engine: Any, batches: list[Batch], settings: TrainSettings) -> Iterator[Tensor]:
+def losses(
+    engine: Any,
+    batches: list[Batch],
+    settings: TrainSettings,
+    global_samples: int,
+    dropout_seeds: list[int],
+) -> Iterator[Tensor]:
     """The loss of each micro-batch, scaled so that their gradients add up to that of the global
     batch: the sum over all its bytes (or samples) divided by their number on all ranks."""
     config = engine.module.config
@@ -69,11 +76,12 @@ def losses(engine: Any, batches: list[Batch], settings: TrainSettings) -> Iterat
     # All targets come first: they are cheap, and must be counted before the first backward pass.
     targets = [targets_of(batch, config, rate, settings.seed) for batch in batches]
     if classify:
-        for batch, target in zip(batches, targets, strict=True):
+        for batch, target, seed in zip(batches, targets, dropout_seeds, strict=True):
+            torch.manual_seed(seed)
             logits_SL = engine(target.rows_TV, batch.position_T, batch.segments)
             assert batch.labels_BL is not None
             loss = label_loss(logits_SL, batch.labels_BL[batch.sample_S])
-            yield loss / settings.batch.global_samples
+            yield loss / global_samples
         return
     # An all-reduce of one number a step keeps the result independent of how the global batch is
     # cut into ranks and micro-batches.
@@ -83,24 +91,30 @@ def losses(engine: Any, batches: list[Batch], settings: TrainSettings) -> Iterat
         .to(engine.device, torch.float64)
     )
     dist.all_reduce(text_bytes)
-    for batch, target in zip(batches, targets, strict=True):
+    for batch, target, seed in zip(batches, targets, dropout_seeds, strict=True):
+        torch.manual_seed(seed)
         place = (batch.position_T, batch.segments)
         nats_M, _ = engine(target.rows_TV, *place, target.select_M, target.target_MV)
         yield nats_M.sum() / text_bytes.clamp(min=1).float()
 
 
 def train_step(
-    engine: Any, batches: list[Batch], settings: TrainSettings, step: int, world_size: int
+    engine: Any, batches: list[Batch], settings: TrainSettings, plan: BatchPlan, step: int
 ) -> tuple[Tensor, Any]:
     """One optimizer step over the micro-batches of this rank: (its share of the global loss, the
     norm of the whole gradient)."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate(settings.optim, settings.steps, step)
-    # Dropout depends on the step and the rank only, so a resumed run has the same.
-    torch.manual_seed(settings.seed * 1_000_003 + step * world_size + dist.get_rank())
+    world_size, group = dist.get_world_size(), dist.get_rank() // plan.sequence_parallel
+    # Dropout hangs on the step and the samples, so that the number of ranks, and a resume, change
+    # nothing as long as the passes hold the same samples.
+    seeds = [
+        settings.seed * 1_000_003 + step * plan.micro_batches + plan.micro_batch(group, number)
+        for number in range(plan.passes)
+    ]
     total = torch.zeros((), device=engine.device)
     norm = None
-    for loss in losses(engine, batches, settings):
+    for loss in losses(engine, batches, settings, plan.global_samples, seeds):
         # DeepSpeed takes the mean over ranks and micro-batches; ours is a sum.
         engine.backward(loss * (world_size * len(batches)))
         norm = optimizer_step(engine)
@@ -113,8 +127,9 @@ class Run:
 
     def __init__(self, settings: TrainSettings, ranks: Ranks) -> None:
         self.settings, self.ranks = settings, ranks
-        self.accumulation = accumulation_steps(settings.batch, ranks.world_size)
         on_every(self.open_shards)
+        sample_bytes = self.shards.n * self.shards.v
+        self.plan = plan_batch(settings.batch, sample_bytes, ranks.world_size)
         self.reading = open_reading(self.config)
         self.bf16 = use_bf16(settings, ranks.device)
         shape = self.config.to_json()
@@ -125,7 +140,7 @@ class Run:
             "ranks": ranks.world_size,
             "zero_stage": settings.zero.stage,
             "bf16": self.bf16,
-            "global_samples": settings.batch.global_samples,
+            "global_samples": self.plan.global_samples,
             "seed": settings.seed,
         }
         seed_everything(settings.seed, settings.deterministic)
@@ -143,7 +158,7 @@ class Run:
         if settings.init_from:
             self.say(checkpoint.initialise_from(self.model, settings.init_from))
         self.folder = on_first(lambda: run_folder.prepare(settings))
-        self.engine = build_engine(self.model, settings, ranks)
+        self.engine = build_engine(self.model, settings, self.plan, ranks)
         self.first_step = 0
         if settings.resume:
             self.first_step = checkpoint.resume(self.engine, ranks, self.folder, self.facts)
@@ -172,15 +187,14 @@ class Run:
 
     def introduce(self) -> None:
         """Says what is trained, on what, and how the global batch comes about."""
-        batch, model, shards = self.settings.batch, self.config.model, self.shards
-        epochs = self.settings.steps * batch.global_samples / shards.samples
+        model, shards = self.config.model, self.shards
+        epochs = self.settings.steps * self.plan.global_samples / shards.samples
         embedding = sum(p.numel() for p in self.model.encoder.embedding.parameters())
         for line in (
             f"{model.backbone}, {model.input} input, {self.config.objective}:"
             f" {self.parameters:,} parameters ({embedding:,} of the embedding),"
             f" {shards.samples:,} samples of {shards.n} rows of {shards.v} bytes",
-            f"{batch.global_samples} samples a step = {batch.micro_samples} a pass x"
-            f" {self.ranks.world_size} rank(s) x {self.accumulation} pass(es);"
+            f"{self.plan.chain(shards.n * shards.v)};"
             f" {self.settings.steps} steps = {epochs:.2f} epochs",
             f"ZeRO {self.settings.zero.stage}, {'bf16' if self.bf16 else 'fp32'},"
             f" {self.ranks.device.type}, attention: {self.attention}",
@@ -197,7 +211,7 @@ class Run:
             self.eval_shards,
             self.settings,
             self.ranks.device,
-            self.settings.batch.micro_samples,
+            self.plan.micro_samples,
             self.settings.data.eval_samples,
             self.ranks.rank,
             self.ranks.world_size,
@@ -226,7 +240,7 @@ class Run:
             "bytes_per_s": text_bytes / seconds,
             "rows_per_s": rows / seconds,
             "data_wait_share": tally.wait_s / seconds,
-            "samples": step * self.settings.batch.global_samples,
+            "samples": step * self.plan.global_samples,
         }
         if self.ranks.first:
             left_s = (self.settings.steps - step) * seconds / tally.steps
@@ -238,13 +252,7 @@ class Run:
         settings = self.settings
         last = min(settings.stop_step or settings.steps, settings.steps)
         self.introduce()
-        order = Order(
-            settings.batch.global_samples,
-            settings.batch.micro_samples,
-            self.ranks.rank,
-            self.ranks.world_size,
-            settings.seed,
-        )
+        order = Order(self.plan, self.ranks.rank, settings.seed)
         numbers = range(self.first_step, last)
         steps = iter(training_steps(self.shards, order, numbers, reading=self.reading))
         tally = Tally(time.perf_counter())
@@ -252,7 +260,7 @@ class Run:
             before = time.perf_counter()
             batches = [batch.to(self.ranks.device) for batch in next(steps)]
             tally.wait_s += time.perf_counter() - before
-            loss, norm = train_step(self.engine, batches, settings, step - 1, self.ranks.world_size)
+            loss, norm = train_step(self.engine, batches, settings, self.plan, step - 1)
             tally.steps += 1
             tally.loss += loss
             tally.bytes += sum(batch.text_bytes for batch in batches)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from elemdist.attention import Segments
 from elemdist.blocks import SlotProjection
 from elemdist.canine import CanineEncoder, Molecules
-from elemdist.config import MemorySettings
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, resolved
 from elemdist.model_settings import AblationSettings, CanineSettings, ModelSettings
 from elemdist.rows import DOC, MASK, PAD
+from elemdist.run_settings import MemorySettings
 
 
 def packed(lengths: list[int], keys: list[int] | None = None) -> tuple[Tensor, Segments]:

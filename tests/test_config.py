@@ -3,22 +3,12 @@ from __future__ import annotations
 import pytest
 
 from elemdist.config import (
-    BatchSettings,
     EvalSettings,
-    OptimSettings,
     TrainSettings,
-    accumulation_steps,
     learning_rate,
 )
 from elemdist.errors import UserError
-
-
-def test_global_batch_is_micro_times_ranks_times_accumulation():
-    assert accumulation_steps(BatchSettings(64, 8), 2) == 4
-    with pytest.raises(UserError, match=r"--batch\.global-samples 60 or 72 would"):
-        accumulation_steps(BatchSettings(64, 4), 3)
-    with pytest.raises(UserError, match=r"--batch\.global-samples 16 would"):
-        accumulation_steps(BatchSettings(8, 8), 2)
+from elemdist.run_settings import OptimSettings
 
 
 @pytest.mark.parametrize(

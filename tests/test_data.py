@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elemdist.batch_plan import BatchPlan, plan_batch
 from elemdist.data import (
     Order,
     evaluation_batches,
@@ -15,6 +16,7 @@ from elemdist.data import (
     unpad,
 )
 from elemdist.rows import DOC, PAD, documents, rows_to_bytes
+from elemdist.run_settings import BatchSettings
 from elemdist.shards import ShardSet
 
 
@@ -52,11 +54,12 @@ def test_every_epoch_holds_every_sample_once_in_another_order():
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 12), (2, 3), (3, 4), (4, 1)])
 def test_a_global_batch_is_the_same_on_any_number_of_ranks(world_size, micro):
+    plan = plan_batch(BatchSettings(12, 0, micro), 6, world_size)
     for step in (0, 7):
         places = [
             place
             for rank in range(world_size)
-            for places in Order(12, micro, rank, world_size, 1).places(step)
+            for places in Order(plan, rank, 1).places(step)
             for place in places.tolist()
         ]
         assert sorted(places) == list(range(step * 12, step * 12 + 12))
@@ -145,7 +148,7 @@ def test_training_batches_hold_the_whole_set_once_an_epoch(packed):
     steps = -(-shards.samples // 4)
     got = []
     for rank in range(2):
-        order = Order(4, 2, rank, 2, seed=3)
+        order = Order(BatchPlan(4, 2, 1, 1), rank, seed=3)
         for batches in training_steps(shards, order, range(steps)):
             got += [batch.key_T for batch in batches]
     places = torch.cat(got).div(shards.n, rounding_mode="floor").unique()
@@ -160,7 +163,7 @@ def test_an_error_in_the_loader_thread_reaches_the_training_loop(packed):
     shards = ShardSet(str(packed / "train"))
     shards.samples += 10_000  # numbers that gather() refuses
     with pytest.raises(IndexError):
-        for _ in training_steps(shards, Order(64, 64, 0, 1, 1), range(1000)):
+        for _ in training_steps(shards, Order(BatchPlan(64, 1, 1, 1), 0, 1), range(1000)):
             pass
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from elemdist.config import MemorySettings
 from elemdist.data import Batch, unpad
 from elemdist.errors import UserError
 from elemdist.model import Model, parameter_groups
@@ -15,6 +14,7 @@ from elemdist.model_config import ModelConfig, resolved
 from elemdist.model_settings import AblationSettings, CanineSettings, ModelSettings
 from elemdist.objectives import targets_of
 from elemdist.rows import DOC, PAD
+from elemdist.run_settings import MemorySettings
 
 N, V = 12, 4
 MODERN = {"norm": "pre", "positions": "rotary", "biases": False, "activation": "geglu"}

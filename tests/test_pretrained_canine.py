@@ -8,12 +8,12 @@ import transformers
 from torch import Tensor
 
 from elemdist.canine import CanineEncoder
-from elemdist.config import MemorySettings
 from elemdist.errors import UserError
 from elemdist.model_config import ModelConfig, resolved
 from elemdist.model_settings import CanineSettings, ModelSettings
 from elemdist.pretrained_canine import canine_names
 from elemdist.rows import DOC, PAD
+from elemdist.run_settings import MemorySettings
 from elemdist.streaming_compat import fit_torchvision
 from tests.test_canine import gradients, packed
 

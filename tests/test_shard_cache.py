@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from elemdist import shard_cache
+from elemdist.batch_plan import BatchPlan
 from elemdist.data import Order, training_steps
 from elemdist.errors import UserError
 from elemdist.shards import ShardSet
@@ -177,7 +178,7 @@ def test_threads_and_processes_fetch_a_shard_once_between_them(tmp_path, monkeyp
 def test_training_asks_for_the_shards_of_its_coming_steps(tmp_path):
     rows = make_set(tmp_path / "set")
     shards = ShardSet(f"file://{tmp_path}/set")
-    steps = training_steps(shards, Order(4, 2, 0, 2, seed=3), range(200))
+    steps = training_steps(shards, Order(BatchPlan(4, 2, 1, 1), 0, seed=3), range(200))
     next(steps)
     folder = tmp_path / "cache" / shards.fingerprint
     for _ in range(200):  # no gather has asked for all of them yet

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models
 from data_prep.kernels import row_ends
 from data_prep.segment import Segmenter
 from elemdist.batch import unpad
+from elemdist.batch_plan import BatchPlan
 from elemdist.data import Order, evaluation_batches, training_steps
 from elemdist.errors import UserError
 from elemdist.inputs import check_tokenizer, open_reading, open_symbols
@@ -201,7 +202,7 @@ def test_the_loader_reads_as_the_model_does(corpus, make_shards, tokenizer_files
         got += [ids[1:, 0].tolist() for _, ids, _, _ in in_order(batch)]
     assert got == expected
     for rank in range(2):
-        order = Order(8, 2, rank, 2, 1)
+        order = Order(BatchPlan(8, 2, 1, 2), rank, 1)
         for batches in training_steps(shards, order, range(2), reading=reading):
             assert [batch.rows_TV.dtype for batch in batches] == [torch.int32] * 2
             assert all(batch.bytes_T.sum() == batch.text_bytes > 0 for batch in batches)

@@ -25,10 +25,11 @@ from typing import Any
 import torch
 
 from elemdist import checkpoint, evaluate
-from elemdist.config import EvalSettings, MlmSettings
+from elemdist.config import EvalSettings
 from elemdist.data import evaluation_batches
 from elemdist.errors import UserError
 from elemdist.objectives import NATS_PER_BIT, mask_materials
+from elemdist.run_settings import MlmSettings
 from elemdist.shards import ShardSet
 from tests.bench.ngrams import BYTES, MATERIALS, SLOTS, TRIGRAM, Predictors, Statistics
 from tests.bench.rounds import made_text

@@ -26,6 +26,7 @@ import torch
 
 from data_prep.shard import ShardSettings
 from data_prep.shard import run as make_shards
+from elemdist.batch_plan import BatchPlan
 from elemdist.data import SAMPLES_AT_ONCE, Order, sample_ids, training_steps
 from elemdist.shards import ShardSet
 from elemdist.streaming_dataset import MappedDataset, streaming
@@ -51,7 +52,7 @@ def in_training(shards: ShardSet) -> Peer:
     steps = shards.samples // BATCH
 
     def peer() -> float:
-        for _ in training_steps(shards, Order(BATCH, BATCH, 0, 1, 1), range(steps)):
+        for _ in training_steps(shards, Order(BatchPlan(BATCH, 1, 1, 1), 0, 1), range(steps)):
             pass
         return steps * BATCH
 

@@ -16,8 +16,9 @@ import torch
 
 from elemdist.attention import backends
 from elemdist.commandline import parse
-from elemdist.config import MemorySettings, TrainSettings
+from elemdist.config import TrainSettings
 from elemdist.model_config import ModelConfig, model_config
+from elemdist.run_settings import MemorySettings
 from launcher.plan import parameters
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -25,7 +25,7 @@ from functools import partial
 import torch
 
 from elemdist.attention import Segments, attention, backends, choose
-from elemdist.config import MemorySettings
+from elemdist.run_settings import MemorySettings
 from tests.bench.gpu_measure import (
     BACKWARD_OF_FLASH,
     Row,

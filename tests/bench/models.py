@@ -18,12 +18,13 @@ from torch import Tensor
 
 from elemdist.attention import Segments
 from elemdist.batch import Batch, unpad
-from elemdist.config import MemorySettings, TrainSettings
+from elemdist.config import TrainSettings
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, model_config
 from elemdist.model_settings import ModelSettings
 from elemdist.objectives import targets_of
 from elemdist.rows import DOC, PAD, special_row
+from elemdist.run_settings import MemorySettings
 from tests.bench.rounds import made_text
 
 MASK_RATE = 0.15

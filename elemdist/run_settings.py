@@ -1,0 +1,130 @@
+"""The groups of a training run's settings; the run itself is in elemdist/config.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class DataSettings:
+    """Where the rows come from"""
+
+    train: str | None = None
+    """Folder of shards to train on, made by `elemdist shard`, or its URL in an object store
+    (s3://bucket/folder). Required. What is fetched from a store, or unpacked, is kept in
+    $ELEMDIST_CACHE, else in ~/.cache/elemdist."""
+    eval: str | None = None
+    """Folder or URL of held-out shards for the evaluation during training; none: no evaluation."""
+    eval_samples: int = 0
+    """Evaluate on the first so many samples only; 0: on all."""
+    verify: bool = True
+    """Compare the hash of every shard on this machine before training; the ranks share the work.
+    Without it only sizes and headers are compared. What is fetched or unpacked always is."""
+
+
+@dataclass
+class MlmSettings:
+    """Objective mlm"""
+
+    mask_rate: float = 0.15
+    """Share of the materials that are to be predicted: 8 in 10 of them are masked, 1 in 10
+    replaced by another material of the batch, 1 in 10 left as it is."""
+
+
+@dataclass
+class ClassifySettings:
+    """Objective classify"""
+
+    pooling: Literal["doc", "last", "mean", "max"] = "doc"
+    """The document's vector: the output of its DOC row (BERT's CLS), of its last row, or the mean
+    or the maximum over all its rows."""
+    threshold: float = 0.5
+    """A label is predicted where its probability reaches this."""
+    mask_rate: float = 0.0
+    """Share of the materials hidden from the classifier in training, as in mlm: a remedy for few
+    documents, each of which then looks different every time."""
+
+
+@dataclass
+class BatchSettings:
+    """Batch sizes"""
+
+    global_samples: int = 64
+    """Samples per optimizer step, over all ranks."""
+    global_bytes: int = 0
+    """The same in bytes, n * v for each sample, rounded to the nearest number of samples; takes
+    the place of global_samples. 0: not used."""
+    micro_samples: int = 8
+    """Most samples per rank in one forward and backward pass; the rest is gradient accumulation."""
+
+
+@dataclass
+class OptimSettings:
+    """AdamW and its learning rate"""
+
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    beta1: float = 0.9
+    """Decay of the mean of the gradients."""
+    beta2: float = 0.98
+    """Decay of the mean of the squared gradients."""
+    eps: float = 1e-6
+    """Term added to the denominator."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, for matrices only (not for the element table)."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly to its peak."""
+    decay: Literal["linear", "cosine", "none"] = "linear"
+    """Shape of the fall of the learning rate after the warm-up."""
+    final_lr_share: float = 0.0
+    """The learning rate at the last step, as a share of the peak."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient over all parameters; 0: no clipping."""
+
+
+@dataclass
+class ZeroSettings:
+    """DeepSpeed ZeRO"""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed ZeRO shards over the ranks: 0 nothing, 1 the optimizer's state, 2 also the
+    gradients, 3 also the parameters."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where the optimizer's state lies: on the device, in the machine's memory (stages 1 to 3), or
+    on a fast disk (stage 3)."""
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    """The same for the parameters, of stage 3 only."""
+    nvme_path: str | None = None
+    """Folder on the fast disk, needed where something is offloaded to nvme."""
+
+
+@dataclass
+class MemorySettings:
+    """Less memory for more time; the numbers stay the same"""
+
+    checkpoint_every: int = 0
+    """Keep only the input of every so many'th block and compute the block again for the gradient;
+    1: of all blocks, 0: of none."""
+    tile_rows: int = 0
+    """The feed-forward layers take so many rows at a time; 0: all at once."""
+    tile_loss_rows: int = 0
+    """The predictions and their loss take so many rows at a time; 0: all at once."""
+
+
+@dataclass
+class GuardSettings:
+    """What happens when training goes wrong"""
+
+    bad_step: Literal["skip", "rollback", "stop"] = "skip"
+    """After a step whose loss or gradient is not finite, or a spike; its update is never applied.
+    skip: go on with the next batch. rollback: go back to the newest checkpoint and on from there
+    with the batches behind this one. stop: save and end."""
+    spike: float = 0.0
+    """A step is bad, too, when the norm of its gradient is above so many times the median of the
+    last 100; 0: never."""
+    most_bad_steps: int = 10
+    """End the run after so many bad steps in a row, or so many rollbacks to one checkpoint."""
+    stall_s: float = 1800.0
+    """Print every rank's stack and end when a rank has made no progress for so many seconds;
+    0: never."""
