@@ -4,13 +4,15 @@ The rows of a batch lie back to back, segment by segment; a row attends only wit
 (a document, or the part of it that a sample holds). On GPUs a flash kernel computes it, see
 :mod:`elemdist.attention_kernels`; elsewhere torch's scaled dot product does, once per length of
 segment: the loader sorts the segments by length, so equal ones are neighbours and no row has to be
-copied to batch them. A window then goes through :mod:`elemdist.window_attention`.
+copied to batch them. A window then goes through :mod:`elemdist.window_attention`. Where ranks share
+the rows, each computes its heads for all of them, see :mod:`elemdist.sequence_parallel`.
 
 Shape suffixes: see elemdist/rows.py; S segments, D = W / H.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -32,6 +34,7 @@ from elemdist.attention_kernels import (
     backends,
     choose,
 )
+from elemdist.sequence_parallel import Share, to_heads, to_rows
 from elemdist.window_attention import windowed_attention
 
 __all__ = ["BACKENDS", "Segments", "attention", "backend", "backends", "choose"]
@@ -48,11 +51,14 @@ class Segments:
         keys: how many leading rows of each segment may be attended to, S of them; the rows behind
             them attend like all others. None: every row. A segment with 0 is one in which every
             row attends to all alike, which is what a softmax over equally masked scores gives.
+        share: which rows this rank has, where ranks share them; None: all. All else that is said
+            here is of all rows.
     """
 
     cu_lengths: Tensor
     lengths: list[int]
     keys: list[int] | None = None
+    share: Share | None = None
 
     def groups(self) -> list[tuple[int, int, int]]:
         """(length, rows of it that are attended to, number of such segments) of neighbouring
@@ -75,11 +81,39 @@ class Segments:
             torch.tensor(starts(lengths), dtype=torch.int32).to(device, non_blocking=True),
             lengths,
             None if self.keys is None else [keys for _, keys in pieces],
+            self.share,
         )
 
     @cached_property
     def longest(self) -> int:
         return max(self.lengths)
+
+    @cached_property
+    def rows(self) -> int:
+        """How many rows there are, on all ranks that share them."""
+        return sum(self.lengths)
+
+    @property
+    def mine(self) -> slice:
+        """The rows that this rank has."""
+        if self.share is None:
+            return slice(0, self.rows)
+        part = self.share.part(self.rows)
+        return slice(part.start, part.stop)
+
+    def owner_cuts(self, share: Share) -> list[int]:
+        """The segments' numbers at which those of each rank of the group start, and S: a segment
+        belongs to the rank that has its first row."""
+        start_S = starts(self.lengths)[:-1]
+        return [bisect_left(start_S, cut) for cut in share.cuts(self.rows)]
+
+    @property
+    def own(self) -> slice:
+        """The segments that belong to this rank; all of them where it shares no rows."""
+        if self.share is None:
+            return slice(0, len(self.lengths))
+        cuts = self.owner_cuts(self.share)
+        return slice(cuts[self.share.rank], cuts[self.share.rank + 1])
 
     @cached_property
     def seen(self) -> list[int]:
@@ -104,7 +138,7 @@ class Segments:
         if self.seen == self.lengths:
             return None
         length_S, start_S = torch.tensor(self.lengths), torch.tensor(starts(self.lengths))
-        place_T = torch.arange(sum(self.lengths)) - start_S[:-1].repeat_interleave(length_S)
+        place_T = torch.arange(self.rows) - start_S[:-1].repeat_interleave(length_S)
         rows = (place_T < torch.tensor(self.seen).repeat_interleave(length_S)).nonzero().squeeze(1)
         cu_seen = torch.tensor(starts(self.seen), dtype=torch.int32)
         device = self.cu_lengths.device
@@ -127,6 +161,8 @@ def attention(
 ) -> Tensor:
     """Softmax attention within each segment, (T, H, D) -> (T, H, D), D the width of a head.
 
+    Where ranks share the segments, T are the rows of this one; all of them call it together.
+
     Args:
         causal: a row sees itself and the rows before it.
         window: a row sees rows at most so far from it; 0: at any distance.
@@ -136,18 +172,21 @@ def attention(
     """
     if window < 0:
         raise ValueError(f"a window of {window} rows; 0 is none")
-    if segments.keys is not None:
-        if causal or window:
-            raise ValueError("segments with keys of their own go with neither causal nor a window")
-        if segments.blind_T11 is not None:
-            # Without a query all scores are 0: every row attends to all rows alike.
-            q_THD = q_THD.masked_fill(segments.blind_T11, 0)
+    if segments.keys is not None and (causal or window):
+        raise ValueError("segments with keys of their own go with neither causal nor a window")
+    if (share := segments.share) is not None:
+        q_THD, k_THD, v_THD = to_heads(q_THD, k_THD, v_THD, segments.rows, share)
+    if segments.blind_T11 is not None:
+        # Without a query all scores are 0: every row attends to all rows alike.
+        q_THD = q_THD.masked_fill(segments.blind_T11, 0)
     before = window if 0 < window < segments.longest - 1 else ALL
     reach = (before, 0 if causal else before)
     name = backend(q_THD.device, q_THD.dtype)
     if name == "sdpa" or q_THD.shape[-1] > WIDEST_HEAD:
-        return sdpa(q_THD, k_THD, v_THD, segments, reach)
-    return flash(KERNELS[name], q_THD, k_THD, v_THD, segments, reach)
+        x_THD = sdpa(q_THD, k_THD, v_THD, segments, reach)
+    else:
+        x_THD = flash(KERNELS[name], q_THD, k_THD, v_THD, segments, reach)
+    return x_THD if share is None else to_rows(x_THD, share)
 
 
 def sdpa(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, segments: Segments, reach: Window) -> Tensor:

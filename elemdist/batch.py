@@ -8,7 +8,7 @@ P positions that a reading makes of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +35,7 @@ class Batch:
         labels_BL: float32, by sample.
         text_bytes: bytes of text in all rows.
         bytes_T: int32, bytes of text that a token stands for; None where a row holds its bytes.
+        source_B: int64, by sample, its source in the mixture; None outside training.
     """
 
     rows_TV: Tensor
@@ -47,6 +48,7 @@ class Batch:
     labels_BL: Tensor | None
     text_bytes: int
     bytes_T: Tensor | None = None
+    source_B: Tensor | None = None
 
     def text_T(self) -> Tensor:
         """Whether a row is text, neither DOC nor SEP: (T,) bool."""
@@ -63,7 +65,7 @@ class Batch:
 
         def move(x: Any) -> Any:
             if isinstance(x, Segments):
-                x = Segments(x.cu_lengths.pin_memory().to(device, non_blocking=True), x.lengths)
+                return replace(x, cu_lengths=move(x.cu_lengths))
             return x.pin_memory().to(device, non_blocking=True) if isinstance(x, Tensor) else x
 
         return Batch(**{field.name: move(getattr(self, field.name)) for field in fields(self)})

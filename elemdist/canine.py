@@ -9,19 +9,22 @@ K width of the up-sampling convolution.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elemdist.attention import Segments
+from elemdist.attention import Segments, starts
 from elemdist.blocks import Block, layer_norm, recomputed
 from elemdist.model import Encoder
 from elemdist.model_config import ModelConfig
 from elemdist.model_settings import ModelSettings
 from elemdist.run_settings import MemorySettings
+from elemdist.sequence_parallel import Fetch
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,17 @@ class Molecules:
     There are length // rate of them, at least 1: as in the original the last one that the
     convolution could give has no place, as molecule 0 took it, and rows without a molecule of
     their own get the last there is.
+
+    Ranks that share the rows share the molecules as well, each in equal parts. T and M are then
+    this rank's, and what it needs beside them it fetches.
     """
 
-    segments: Segments  # of the molecules
+    segments: Segments  # of all molecules
+    fetch_rows: Fetch  # the rows that molecules come from
+    fetch_molecules: Fetch  # the molecules that rows get
     position_M: Tensor  # int64, place of a molecule in its segment
-    row_M: Tensor  # int64, the first row it stands for
-    molecule_T: Tensor  # int64, the molecule that a row gets
+    row_M: Tensor  # int64, the first row it stands for, of the fetched ones
+    molecule_T: Tensor  # int64, the molecule that a row gets, of the fetched ones
     place_T: Tensor  # int64, place of a row in its segment
     length_T: Tensor  # int64, length of the segment of a row
 
@@ -53,24 +61,67 @@ class Molecules:
         length_S = start_S.diff()
         count_S = (length_S // rate).clamp(min=1)
         first_S = F.pad(count_S.cumsum(0), (1, 0))
-        segment_T = spread(length_S, sum(segments.lengths))
-        segment_M = spread(count_S, sum(counts))
-        place_T = torch.arange(len(segment_T), device=start_S.device) - start_S[segment_T]
-        position_M = torch.arange(len(segment_M), device=start_S.device) - first_S[segment_M]
+        molecules = Segments(first_S.to(segments.cu_lengths.dtype), counts, keys, segments.share)
+        fetch_rows, fetch_molecules = exchanged(segments, molecules, rate)
+        segment_T, place_T = places(start_S, length_S, segments)
+        segment_M, position_M = places(first_S, count_S, molecules)
         own_T = torch.minimum(place_T // rate + 1, count_S[segment_T] - 1)
+        row_M = start_S[segment_M] + (position_M - 1).clamp(min=0) * rate
         return cls(
-            Segments(first_S.to(segments.cu_lengths.dtype), counts, keys),
+            molecules,
+            fetch_rows,
+            fetch_molecules,
             position_M,
-            start_S[segment_M] + (position_M - 1).clamp(min=0) * rate,
-            first_S[segment_T] + own_T,
+            row_M - fetch_rows.first,
+            first_S[segment_T] + own_T - fetch_molecules.first,
             place_T,
             length_S[segment_T],
         )
 
 
-def spread(count_S: Tensor, total: int) -> Tensor:
-    """Number s, count_S[s] times, for every s: int64, `total` in all."""
-    return torch.repeat_interleave(count_S, output_size=total)
+def places(start_S: Tensor, length_S: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+    """(segment, place in it), (T,) int64 each, of this rank's rows. `start_S`, `length_S`: where
+    the segments start and how long they are, on the device."""
+    mine = segments.mine
+    segment_T = torch.repeat_interleave(length_S, output_size=segments.rows)[mine]
+    row_T = torch.arange(mine.start, mine.stop, device=start_S.device)
+    return segment_T, row_T - start_S[segment_T]
+
+
+def exchanged(rows: Segments, molecules: Segments, rate: int) -> tuple[Fetch, Fetch]:
+    """What the ranks that share rows and molecules get from each other: the rows that their
+    molecules come from, and the molecules that their rows get."""
+    share = rows.share
+    if share is None:
+        return Fetch(None, [], []), Fetch(None, [], [])
+    start_S, first_S = starts(rows.lengths), starts(molecules.lengths)
+
+    def rows_of(some: range) -> range:
+        """From the first row of the first molecule to the last one of the last."""
+        if not some:
+            return some
+        ends = []
+        for molecule in (some[0], some[-1]):
+            segment = bisect_right(first_S, molecule) - 1
+            ends.append(start_S[segment] + max(0, molecule - first_S[segment] - 1) * rate)
+        # Only the window of a molecule 0 can pass the end, and of that only one row is used.
+        return range(ends[0], min(ends[1] + rate, rows.rows))
+
+    def molecules_of(some: range) -> range:
+        if not some:
+            return some
+        ends = []
+        for row in (some[0], some[-1]):
+            segment = bisect_right(start_S, row) - 1
+            own = min((row - start_S[segment]) // rate + 1, molecules.lengths[segment] - 1)
+            ends.append(first_S[segment] + own)
+        return range(ends[0], ends[1] + 1)
+
+    row_cuts, molecule_cuts = share.cuts(rows.rows), share.cuts(molecules.rows)
+    return (
+        Fetch(share, row_cuts, [rows_of(range(*pair)) for pair in pairwise(molecule_cuts)]),
+        Fetch(share, molecule_cuts, [molecules_of(range(*pair)) for pair in pairwise(row_cuts)]),
+    )
 
 
 class DownSampling(nn.Module):
@@ -86,6 +137,7 @@ class DownSampling(nn.Module):
         self.norm = layer_norm(model.width, model.biases)
 
     def forward(self, x_TW: Tensor, molecules: Molecules) -> Tensor:
+        x_TW = molecules.fetch_rows(x_TW)
         row_MR = molecules.row_M.unsqueeze(1) + torch.arange(self.rate, device=x_TW.device)
         # Only the window of a molecule 0 can pass the end, and of that only the first row is used.
         row_MR = row_MR.clamp(max=len(x_TW) - 1)
@@ -111,15 +163,18 @@ class UpSampling(nn.Module):
         self.drop = nn.Dropout(model.dropout)
 
     def forward(self, x_TW: Tensor, x_MW: Tensor, molecules: Molecules) -> Tensor:
+        x_MW = molecules.fetch_molecules(x_MW)
         both_T2W = torch.cat([x_TW, x_MW.index_select(0, molecules.molecule_T)], dim=-1)
         before = (self.kernel - 1) // 2
+        fetch = molecules.fetch_rows.nearby(before, self.kernel - 1 - before)
         offset_K = torch.arange(-before, self.kernel - before, device=x_TW.device)
         place_TK = molecules.place_T.unsqueeze(1) + offset_K
         outside_TK = (place_TK < 0) | (place_TK >= molecules.length_T.unsqueeze(1))
-        row_T1 = torch.arange(len(x_TW), device=x_TW.device).unsqueeze(1)
-        row_TK = (row_T1 + offset_K).masked_fill(outside_TK, len(x_TW))  # a row of zeros
-        window_TK2W = F.pad(both_T2W, (0, 0, 0, 1)).index_select(0, row_TK.flatten())
-        x_TW = self.conv(window_TK2W.view(len(x_TW), -1))
+        both_R2W = fetch(both_T2W)  # R: rows nearby as well
+        row_T1 = torch.arange(len(x_TW), device=x_TW.device).unsqueeze(1) + fetch.before
+        row_TK = (row_T1 + offset_K).masked_fill(outside_TK, len(both_R2W))  # a row of zeros
+        window_TK2W = F.pad(both_R2W, (0, 0, 0, 1)).index_select(0, row_TK.flatten())
+        x_TW = self.conv(window_TK2W.view(len(x_TW), 2 * self.kernel * x_TW.shape[1]))
         return self.drop(self.norm(F.gelu(x_TW, approximate=self.tanh)))
 
 

@@ -1,42 +1,47 @@
-"""Checkpoints that are whole or not there.
-
-A checkpoint is written under a temporary name, every file is hashed, a manifest lists them, and
-one rename makes it visible; only then does ``latest`` move. Loading takes the newest one whose
-files are all there with the right hashes, and says which ones it passed over.
+"""Checkpoints that are whole or not there, and are read by any number of ranks.
 
     RUN/checkpoints/latest                    name of the newest one
-    RUN/checkpoints/step-00000500/manifest.json   files, sizes, hashes, step, ranks, data
+    RUN/checkpoints/step-00000500/manifest.json   step, files with sizes and hashes, facts, state
                                  /model.safetensors   the weights alone, whole
                                  /config.json         the shape of the model
-                                 /deepspeed/          weights, optimizer, one file a rank
+                                 /state/rank-00000.safetensors ...   see checkpoint_parts.py
+
+checkpoint_writer.py writes them. Loading takes the newest one whose files are all there with the
+right hashes, and says which ones it passed over. Nothing in one is trusted to be what it should.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-import xxhash
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from elemdist import pretrained
+from elemdist import checkpoint_state, pretrained
+from elemdist.checkpoint_files import (
+    VERSION,
+    damage,
+    flaw,
+    read_manifest,
+    step_folders,
+)
+from elemdist.checkpoint_files import (
+    write_atomically as write_atomically,  # whoever writes a text file that must be whole
+)
+from elemdist.checkpoint_parts import UNREADABLE, WEIGHTS, check_shapes, unusable
 from elemdist.commandline import build
 from elemdist.config import TrainSettings
-from elemdist.engine import Ranks, on_first
+from elemdist.engine import on_first
 from elemdist.errors import UserError
+from elemdist.json_types import misfit
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
-
-FORMAT = "elemdist-checkpoint"
-VERSION = 2  # 1 knew one backbone and one input
 
 
 @dataclass(frozen=True)
@@ -50,142 +55,68 @@ class Checkpoint:
     def step(self) -> int:
         return int(self.manifest["step"])
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the run gave to be kept: its place in the data, its history."""
+        return dict(self.manifest["state"])
+
     def config(self) -> ModelConfig:
-        return ModelConfig.from_json(json.loads((self.path / "config.json").read_text()))
+        """The shape of the model. Raises UserError where the file does not say one."""
+        path = self.path / "config.json"
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            if (wrong := misfit(tree, ModelConfig)) is not None:
+                raise ValueError(wrong)
+            return ModelConfig.from_json(tree)
+        except (*UNREADABLE, AttributeError) as error:
+            raise unusable(path, error) from None
 
     def settings(self) -> TrainSettings:
-        return build(TrainSettings, self.manifest["settings"])
+        """The settings of the run. Raises UserError where the manifest does not say them."""
+        tree = self.manifest.get("settings")
+        if (wrong := misfit(tree, TrainSettings)) is not None:
+            raise unusable(self.path / "manifest.json", ValueError(f"settings: {wrong}"))
+        return build(TrainSettings, tree)
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Name -> tensor of the whole model, in the precision it was trained in, on the CPU."""
-        return load_file(self.path / "model.safetensors")
+    def weights(self) -> dict[str, Tensor]:
+        """Name -> tensor of the whole model, in the precision it was trained in, on the CPU.
+        Raises UserError."""
+        path = self.path / WEIGHTS
+        try:
+            return load_file(path)
+        except UNREADABLE as error:
+            raise unusable(path, error) from None
 
+    def load_weights(self, model: nn.Module) -> None:
+        """Puts the weights into a whole model. Raises UserError where they are not for it."""
+        self.load_into(model, self.weights())
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file in one step: a reader sees the old text or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def digest(path: Path) -> str:
-    """xxh3_128 of a file's bytes, in hexadecimal."""
-    state = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            state.update(block)
-    return state.hexdigest()
+    def load_into(self, model: nn.Module, weights: dict[str, Tensor], prefix: str = "") -> None:
+        """Puts weights of this checkpoint into the part of a model whose names begin so."""
+        ours = {k: tuple(w.shape) for k, w in model.state_dict().items() if k.startswith(prefix)}
+        try:
+            check_shapes({name: tuple(weight.shape) for name, weight in weights.items()}, ours)
+        except ValueError as error:
+            raise unusable(self.path / WEIGHTS, error) from None
+        model.load_state_dict(weights, strict=not prefix)
 
 
-def whole_state(engine: Any) -> dict[str, torch.Tensor]:
-    """All weights on the CPU of rank 0, gathered where ZeRO-3 holds them in parts; else empty."""
-    from deepspeed.runtime.zero import GatheredParameters
-
-    model = engine.module
-    state = {}
-    for name, parameter in model.named_parameters():
-        with GatheredParameters([parameter], enabled=engine.zero_optimization_stage() == 3):
-            if dist.get_rank() == 0:
-                state[name] = parameter.detach().to("cpu", copy=True).contiguous()
-    return state
+def newest_first(run_dir: Path) -> list[Path]:
+    return [path for _, path in sorted(step_folders(run_dir / "checkpoints").items(), reverse=True)]
 
 
-def save(
-    engine: Any, ranks: Ranks, settings: TrainSettings, step: int, facts: dict[str, Any]
-) -> None:
-    """Writes the checkpoint after `step` steps; all ranks call it together.
-
-    `facts` are what a resumed run must agree with. Older checkpoints but the newest few go.
-    """
-    run_dir = Path(settings.run_dir or "")
-    folder = run_dir / "checkpoints"
-    name = f"step-{step:08d}"
-    temporary = folder / f".writing-{name}"
-    if ranks.first:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
-    engine.save_checkpoint(str(temporary), tag="deepspeed", save_latest=False)
-    state = whole_state(engine)
-    if ranks.first:
-        for script in temporary.glob("*.py"):  # DeepSpeed adds some; a checkpoint is data
-            script.unlink()
-        save_file(state, temporary / "model.safetensors")
-        (temporary / "config.json").write_text(json.dumps(engine.module.config.to_json(), indent=2))
-    dist.barrier()
-    files = sorted(path for path in temporary.rglob("*") if path.is_file())
-    mine = {}
-    for path in files[ranks.rank :: ranks.world_size]:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        mine[str(path.relative_to(temporary))] = [path.stat().st_size, digest(path)]
-    parts: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(parts, mine)
-    if ranks.first:
-        listed = {name: entry for part in parts for name, entry in part.items()}
-        manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": listed}
-        manifest |= {"facts": facts, "settings": dataclasses.asdict(settings)}
-        write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2))
-        # A later attempt may redo a step whose checkpoint was found corrupt.
-        shutil.rmtree(folder / name, ignore_errors=True)
-        os.rename(temporary, folder / name)
-        write_atomically(folder / "latest", name + "\n")
-        remove_others(folder, name, settings.keep_last)
-    dist.barrier()
-
-
-def remove_others(folder: Path, newest: str, keep: int) -> None:
-    """Keeps `newest` and the `keep` - 1 before it. A later one was passed over at the resume as
-    not whole, so it goes too, and never takes the place of a whole one."""
-    names = sorted(path.name for path in folder.glob("step-*"))
-    place = names.index(newest)
-    for name in names[: max(0, place + 1 - keep)] + names[place + 1 :]:
-        shutil.rmtree(folder / name)
-
-
-def flaw(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None if it is complete and unharmed."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        files = manifest["files"].items()
-        if manifest["format"] != FORMAT or manifest["version"] != VERSION:
-            return f"format {manifest['format']} {manifest['version']} is not known"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "its manifest.json is missing or cannot be read"
-    for name, (size, expected) in files:
-        file = path / name
-        if not file.resolve().is_relative_to(path.resolve()):
-            return f"{name} points out of the checkpoint"
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if digest(file) != expected:
-            return f"{name} does not have the bytes that were written"
-    return None
+def passed_over(path: Path, reason: str) -> str:
+    return f"checkpoint {path}: {reason}; taking the one before"
 
 
 def newest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     """(the newest complete checkpoint of a run or None, a line for each one passed over)."""
     passed: list[str] = []
-    for path in sorted((run_dir / "checkpoints").glob("step-*"), reverse=True):
+    for path in newest_first(run_dir):
         reason = flaw(path)
         if reason is None:
-            manifest = json.loads((path / "manifest.json").read_text())
-            return Checkpoint(path, manifest), passed
-        passed.append(f"checkpoint {path}: {reason}; taking the one before")
+            return Checkpoint(path, read_manifest(path)[0]), passed
+        passed.append(passed_over(path, reason))
     return None, passed
 
 
@@ -200,7 +131,7 @@ def find(path: str) -> Checkpoint:
     if (place / "manifest.json").exists() and (place / "config.json").exists():
         if (reason := flaw(place)) is not None:
             raise UserError(f"checkpoint {path}: {reason}; name another checkpoint or the run")
-        return Checkpoint(place, json.loads((place / "manifest.json").read_text()))
+        return Checkpoint(place, read_manifest(place)[0])
     found, passed = newest(place)
     if found is None:
         told = f" ({'; '.join(passed)})" if passed else ""
@@ -208,6 +139,61 @@ def find(path: str) -> Checkpoint:
     for line in passed:
         print(line)
     return found
+
+
+def open_for_resume(run_dir: Path, facts: dict[str, Any]) -> Checkpoint | None:
+    """The newest complete checkpoint of a run, None without one; the ranks, who call it together,
+    share the work. Rank 0 prints a line for each one passed over.
+
+    Raises UserError, on all ranks, where it belongs to another model or other data.
+    """
+    # Rank 0 says for all what is there: a file system may show others something else.
+    for path in on_first(lambda: newest_first(run_dir)):
+        manifest, reason = on_first(lambda path=path: read_manifest(path))  # type: ignore[misc]
+        if reason is None:
+            share = list(manifest["files"].items())[dist.get_rank() :: dist.get_world_size()]
+            reasons: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(reasons, damage(path, share))
+            reason = next((one for one in reasons if one), None)
+        if reason is None:
+            check_facts(path, manifest, facts)
+            return Checkpoint(path, manifest)
+        if dist.get_rank() == 0:
+            print(passed_over(path, reason), flush=True)
+    return None
+
+
+def check_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Raises UserError where a checkpoint cannot be gone on from."""
+    if manifest["version"] != VERSION:
+        raise UserError(
+            f"checkpoint {path}: it was written by an earlier release (format"
+            f" {manifest['version']}), whose runs cannot be gone on with; begin another run folder"
+            " with --init-from"
+        )
+    then_flat, now_flat = flat(manifest["facts"]), flat(facts)
+    for key, now in now_flat.items():
+        then = then_flat.get(key)
+        if then != now:
+            raise UserError(
+                f"checkpoint {path}: its {key} is {then}, this start's is {now};"
+                " resume with the same settings, or begin another run folder"
+            )
+
+
+def restore(engine: Any, checkpoint: Checkpoint) -> None:
+    """Puts an engine, fresh or in use, where the one that wrote the checkpoint was: weights,
+    optimizer and step. All ranks call it together; their number and ZeRO's settings are free.
+
+    Raises UserError, on all ranks, where the files are not those of this model.
+    """
+    manifest, step = checkpoint.manifest, checkpoint.step
+    checkpoint_state.restore(
+        engine, checkpoint.path, list(manifest["files"]), manifest["optimizer_steps"]
+    )
+    engine.global_steps, engine.skipped_steps = step, 0
+    engine.global_samples = step * engine.train_batch_size()
+    engine.micro_steps = step * engine.gradient_accumulation_steps()
 
 
 def flat(facts: dict[str, Any]) -> dict[str, Any]:
@@ -219,32 +205,6 @@ def flat(facts: dict[str, Any]) -> dict[str, Any]:
         else:
             found[key] = value
     return found
-
-
-def resume(engine: Any, ranks: Ranks, run_dir: Path, facts: dict[str, Any]) -> int:
-    """Loads the newest complete checkpoint into `engine`; the number of steps done, 0 without one.
-
-    Raises UserError where it belongs to another model, other data or another number of ranks.
-    """
-    # Rank 0 decides for all: a file system may show others a different newest one.
-    chosen, passed = on_first(lambda: newest(run_dir))
-    if ranks.first:
-        for line in passed:
-            print(line, flush=True)
-    if chosen is None:
-        return 0
-    then_flat, now_flat = flat(chosen.manifest["facts"]), flat(facts)
-    for key, now in now_flat.items():
-        then = then_flat.get(key)
-        if then != now:
-            raise UserError(
-                f"checkpoint {chosen.path}: its {key} is {then}, this start's is {now};"
-                " resume with the same settings, or begin another run folder"
-            )
-    loaded, _ = engine.load_checkpoint(str(chosen.path), tag="deepspeed")
-    if loaded is None:
-        raise UserError(f"checkpoint {chosen.path}: DeepSpeed could not load it")
-    return chosen.step
 
 
 def encoder_settings(config: ModelConfig) -> list[str]:
@@ -283,10 +243,8 @@ def initialise_from(model: Model, path: str) -> str:
         misfits.note_positions(theirs.positions, ours)
     misfits.refuse(path)
     weights = {k: w for k, w in chosen.weights().items() if k.startswith("encoder.")}
-    if theirs.model.positions == "learned":
-        positions = weights["encoder.positions.weight"]
-        weights["encoder.positions.weight"] = positions[: ours.positions]
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected, unexpected
-    assert all(name.startswith("head.") for name in missing), missing
+    table = "encoder.positions.weight"
+    if theirs.model.positions == "learned" and table in weights:
+        weights[table] = weights[table][: ours.positions]
+    chosen.load_into(model, weights, "encoder.")
     return f"encoder weights from {chosen.path} (step {chosen.step})"

@@ -64,6 +64,7 @@ class Parser(jsonargparse.ArgumentParser):
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         text = super().format_help(*args, **kwargs)
         text = re.sub(r"\n +--\S+ CONFIG\s+Path to a configuration file\.", "", text)
+        text = re.sub(r"\n +--\S+\.help\s+Show the help for \w+ and exit\.", "", text)
         return re.sub(r"--[a-z][a-z_.0-9]*", lambda m: m.group().replace("_", "-"), text)
 
 
@@ -78,6 +79,12 @@ def leaf_types(settings_class: type, prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + item.name] = kind
     return found
+
+
+def item_class(kind: Any) -> type | None:
+    """The dataclass that a setting of this type is a list of, or None."""
+    items = typing.get_args(kind) if typing.get_origin(kind) is list else ()
+    return typing.cast(type, items[0]) if items and dataclasses.is_dataclass(items[0]) else None
 
 
 def read_recipe(path: str, known: dict[str, Any]) -> dict[str, str]:
@@ -148,6 +155,52 @@ def take_positional(
     return [], {target: positional[0]}
 
 
+def parser_of(settings_class: type, **options: Any) -> tuple[Parser, list[str]]:
+    """A parser for a dataclass, without required options, and the keys that have no default."""
+    # parser_mode json: YAML would read 24:00:00 as 86400.
+    parser = Parser(parser_mode="json", default_env=False, exit_on_error=False, **options)
+    parser.add_class_arguments(settings_class)
+    required = [action for action in parser._actions if action.required]
+    for action in required:  # checked after the values that were given
+        action.required = False
+    return parser, [action.dest for action in required]
+
+
+def with_value(parser: Parser, values: Any, key: str, text: str, place: str) -> Any:
+    """`values` and one more. Raises UserError where it does not fit; `place` says which it is."""
+    try:
+        return parser.parse_args([f"--{key}={text}"], namespace=values)
+    except (UserError, jsonargparse.ArgumentError) as error:
+        raise UserError(f"{place}: {plain(error, text)}") from None
+
+
+def read_items(kind: type, text: str, place: str) -> list[Any]:
+    """The values of a list of dataclasses, from JSON. Raises UserError naming item and key."""
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not valid JSON: {error}") from None
+    if not isinstance(items, list):
+        raise UserError(f'{place}: expected a list, [{{"key": value, ...}}, ...]')
+    known, read = leaf_types(kind), []
+    parser, required = parser_of(kind)
+    for number, item in enumerate(items):
+        here = f"{place}[{number}]"
+        if not isinstance(item, dict):
+            raise UserError(f"{here}: expected keys with values")
+        for key in item:
+            if key not in known:
+                raise UserError(f"{here}: unknown key '{key}'{nearest(key, known)}")
+        if missing := [key for key in required if key not in item]:
+            raise UserError(f"{here}: {missing[0]} is missing")
+        values = parser.get_defaults()
+        for key, value in item.items():
+            shown = value if isinstance(value, str) else json.dumps(value)
+            values = with_value(parser, values, key, shown, f"{here}.{key}")
+        read.append(values)
+    return read
+
+
 def parse(
     settings_class: type[Settings],
     argv: list[str],
@@ -162,20 +215,9 @@ def parse(
     after ``--help``.
     """
     known = leaf_types(settings_class)
-    place = f"[{positional.upper()} ...]" if positional else "[RECIPE.yaml ...]"
-    # parser_mode json: YAML would read 24:00:00 as 86400.
-    parser = Parser(
-        prog=prog,
-        usage=f"{prog} {place} [--key value ...]",
-        description=description,
-        parser_mode="json",
-        default_env=False,
-        exit_on_error=False,
-    )
-    parser.add_class_arguments(settings_class)
-    required = [action for action in parser._actions if action.required]
-    for action in required:  # checked below, after the values that were given
-        action.required = False
+    unnamed_shown = f"[{positional.upper()} ...]" if positional else "[RECIPE.yaml ...]"
+    usage = f"{prog} {unnamed_shown} [--key value ...]"
+    parser, required = parser_of(settings_class, prog=prog, usage=usage, description=description)
     if any(token in ("-h", "--help") for token in argv):
         print(parser.format_help())
         raise SystemExit(0)
@@ -187,13 +229,16 @@ def parse(
         from_file = read_recipe(recipe, known)
         source = dict.fromkeys(from_file, recipe) | source
         values = {**from_file, **values}
-    result = parser.get_defaults()
+    result, lists = parser.get_defaults(), {}
     for key, value in values.items():
-        try:
-            result = parser.parse_args([f"--{key}={value}"], namespace=result)
-        except (UserError, jsonargparse.ArgumentError) as error:
-            raise UserError(f"{source[key]}: {key}: {plain(error, value)}") from None
-    for key in (action.dest for action in required):
+        place = f"{source[key]}: {key}"
+        if (items := item_class(known[key])) is not None:
+            lists[key] = read_items(items, value, place)
+        else:
+            result = with_value(parser, result, key, value, place)
+    for key, read in lists.items():
+        result[key] = read
+    for key in required:
         if key not in values:
             shown = positional.upper() if key == positional else f"--{key.replace('_', '-')} VALUE"
             raise UserError(f"{shown} is missing; {prog} --help lists all settings")
@@ -203,7 +248,7 @@ def parse(
 def plain(error: Exception, value: str) -> str:
     """The part of jsonargparse's message that tells a user what is expected."""
     text = " ".join(str(error).split())
-    match = re.search(r"Expected (.*?)(?:\. Got value|$)", text)
+    match = re.search(r"Expected (.*?)(?:\. Got value| - Expected a |$)", text)
     expected = match.group(1) if match else text
     expected = re.sub(r"<class '(\w+)'>", r"\1", expected).removeprefix("a ")
     expected = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", expected).replace("typing.", "")
@@ -217,6 +262,9 @@ def build(settings_class: type[Settings], values: Any) -> Settings:
     for item in dataclasses.fields(settings_class):  # type: ignore[arg-type]
         if item.name in values:
             kind, value = hints[item.name], values[item.name]
-            nested = dataclasses.is_dataclass(kind)
-            arguments[item.name] = build(typing.cast(type, kind), value) if nested else value
+            if dataclasses.is_dataclass(kind):
+                value = build(typing.cast(type, kind), value)
+            elif (items := item_class(kind)) is not None:
+                value = [build(items, one) for one in value]
+            arguments[item.name] = value
     return settings_class(**arguments)

@@ -102,8 +102,7 @@ class TrainSettings:
         """Raises UserError on what can be said without looking at the data."""
         if not self.run_dir:
             raise UserError("no run folder; add --run-dir DIR")
-        if not self.data.train:
-            raise UserError("no training data; add --data.train DIR (from elemdist shard)")
+        self.data.check()
         self.check_values()
 
     def check_values(self) -> None:

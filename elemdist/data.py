@@ -1,8 +1,8 @@
 """Shards to batches: the order of the samples, the gather, and the thread that keeps ahead.
 
-The order is a pure function of (seed, epoch, place), so it needs neither memory nor a plan at the
-start, and a run that is resumed at step k, on any number of ranks, sees the very same global
-batches. A batch leaves here unpadded, see elemdist/batch.py.
+The order is a pure function of (seed, place in the run), see elemdist/shuffle.py and
+elemdist/mixture.py, so a run that is resumed at step k, on any number of ranks, sees the very same
+global batches. A batch leaves here unpadded, see elemdist/batch.py.
 Shape suffixes: see elemdist/rows.py.
 """
 
@@ -11,13 +11,16 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from elemdist.batch import Batch, Reading, unpad
 from elemdist.batch_plan import BatchPlan
+from elemdist.mixture import Mixture, as_mixture
 from elemdist.shards import ShardSet
+from elemdist.shuffle import sample_ids, shuffled
 
 __all__ = [
     "Batch",
@@ -29,55 +32,8 @@ __all__ = [
     "unpad",
 ]
 
-MASK_64 = (1 << 64) - 1
 SAMPLES_AT_ONCE = 1 << 14  # of a rank, whose numbers are worked out together
 AHEAD = 8  # batches whose shards an evaluation asks for
-
-
-def mix(x: np.ndarray, key: int) -> np.ndarray:
-    """A keyed 64-bit hash of uint64 numbers (splitmix64's finaliser)."""
-    x = x + np.uint64(key & MASK_64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def shuffled(places: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Where a random permutation of range(size) sends `places`, without ever building it.
-
-    A Feistel network permutes the next power of four; numbers beyond `size` walk on until they
-    fall inside. Each place costs a few hashes, whether `size` is ten or ten billion.
-    """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    low = np.uint64((1 << int(half)) - 1)
-
-    def rounds(x: np.ndarray) -> np.ndarray:
-        left, right = x >> half, x & low
-        for number in range(6):
-            key = seed * 0x9E3779B97F4A7C15 + number * 0xD1342543DE82EF95
-            left, right = right, left ^ (mix(right, key) & low)
-        return (left << half) | right
-
-    x = rounds(places.astype(np.uint64))
-    outside = np.flatnonzero(x >= size)
-    while len(outside):
-        walked = rounds(x[outside])
-        x[outside] = walked
-        outside = outside[walked >= size]
-    return x.astype(np.int64)
-
-
-def sample_ids(places: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Sample numbers of the training order at `places` (int64, counted from the run's start).
-
-    Every epoch is a permutation of all `size` samples, another one each time.
-    """
-    epochs = places // size
-    ids = np.empty_like(places)
-    for epoch in np.unique(epochs):
-        now = epochs == epoch
-        ids[now] = shuffled(places[now] % size, size, seed * 1_000_003 + int(epoch))
-    return ids
 
 
 @dataclass(frozen=True)
@@ -101,7 +57,7 @@ class Order:
 Passes = list[tuple[np.ndarray, np.ndarray]]
 
 
-def steps_ahead(shards: ShardSet, order: Order, steps: range) -> Iterator[list[Passes]]:
+def steps_ahead(mixture: Mixture, order: Order, steps: range) -> Iterator[list[Passes]]:
     """(places, sample numbers), (B,) int64 each, of the micro-batches of many steps at once. Those
     shards that do not lie on this machine are then on their way."""
     # Batch by batch the shuffle would cost more than the gather.
@@ -109,33 +65,46 @@ def steps_ahead(shards: ShardSet, order: Order, steps: range) -> Iterator[list[P
     for first in range(steps.start, steps.stop, at_once):
         some = range(first, min(first + at_once, steps.stop))
         places = [part for step in some for part in order.places(step)]
-        ids = sample_ids(np.concatenate(places), shards.samples, order.seed)
-        shards.prefetch(ids)
+        ids = mixture.sample_ids(np.concatenate(places), order.seed)
+        mixture.prefetch(ids)
         parts = np.split(ids, np.cumsum([len(part) for part in places])[:-1])
         passes = list(zip(places, parts, strict=True))
         width = order.plan.passes
         yield [passes[place : place + width] for place in range(0, len(passes), width)]
 
 
+def training_batch(
+    mixture: Mixture, places: np.ndarray, ids: np.ndarray, reading: Reading | None
+) -> Batch:
+    """The batch of the samples `ids` at `places` of the run, with the source of each."""
+    rows_BNV, labels_BL = mixture.gather(ids)
+    batch = unpad(rows_BNV, labels_BL, places, reading)
+    return replace(batch, source_B=torch.from_numpy(mixture.source_of(ids)))
+
+
 def training_steps(
-    shards: ShardSet, order: Order, steps: range, ahead: int = 2, reading: Reading | None = None
+    shards: ShardSet | Mixture,
+    order: Order,
+    steps: range,
+    ahead: int = 2,
+    reading: Reading | None = None,
 ) -> Iterator[list[Batch]]:
     """For every step the micro-batches of this rank, gathered by a thread `ahead` steps ahead.
 
     `reading`: of the model's input, see elemdist/inputs.py; None: elementwise.
+
+    Raises:
+        UserError: a shard cannot be had any more, or a tokenizer refuses the text.
     """
+    mixture = as_mixture(shards)
 
     def produce() -> Iterator[list[Batch]]:
-        coming = steps_ahead(shards, order, steps)
+        coming = steps_ahead(mixture, order, steps)
         now = next(coming, None)
         while now is not None:
             following = next(coming, None)  # before these are gathered: their shards take time
             for passes in now:
-                batches = []
-                for places, ids in passes:
-                    rows_BNV, labels_BL = shards.gather(ids)
-                    batches.append(unpad(rows_BNV, labels_BL, places, reading))
-                yield batches
+                yield [training_batch(mixture, *one, reading) for one in passes]
             now = following
 
     ready: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(maxsize=ahead)

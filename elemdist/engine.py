@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import socket
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,8 +15,15 @@ import torch
 import torch.distributed as dist
 
 from elemdist.batch_plan import BatchPlan
+from elemdist.blocks import Block
 from elemdist.compile_check import compile_obstacle
 from elemdist.config import TrainSettings
+from elemdist.deepspeed_config import (
+    check_nvme,
+    deepspeed_config,
+    import_deepspeed,
+    use_bf16,
+)
 from elemdist.errors import UserError
 from elemdist.model import Model, parameter_groups
 
@@ -124,11 +130,6 @@ def seed_everything(seed: int, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def use_bf16(settings: TrainSettings, device: torch.device) -> bool:
-    auto = settings.precision == "auto"
-    return device.type == "cuda" if auto else settings.precision == "bf16"
-
-
 def check_compile(stage: int, device: torch.device) -> None:
     """Raises UserError with the reason where torch.compile cannot be used."""
     if stage == 3:
@@ -140,46 +141,12 @@ def check_compile(stage: int, device: torch.device) -> None:
         raise UserError(f"compile: {reason}; or leave out --compile")
 
 
-def deepspeed_config(settings: TrainSettings, plan: BatchPlan, ranks: Ranks) -> dict[str, Any]:
-    """DeepSpeed's configuration. What its versions have changed is stated, not left to default."""
-    bf16 = use_bf16(settings, ranks.device)
-    # DeepSpeed sums bf16 gradients in fp32 in every ZeRO stage but 0.
-    return {
-        # DeepSpeed counts every rank's largest share; losses are scaled by the true numbers.
-        "train_micro_batch_size_per_gpu": plan.micro_samples,
-        "gradient_accumulation_steps": plan.passes,
-        "gradient_clipping": settings.optim.grad_clip,
-        "bf16": {"enabled": bf16},
-        "fp16": {"enabled": False},
-        "data_types": {"grad_accum_dtype": "bf16" if bf16 and settings.zero.stage == 0 else "fp32"},
-        "zero_optimization": {
-            "stage": settings.zero.stage,
-            "contiguous_gradients": True,
-            "overlap_comm": ranks.device.type == "cuda",
-        },
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 1 << 30,
-        "wall_clock_breakdown": False,
-    }
-
-
-def import_deepspeed() -> Any:
-    """DeepSpeed, without its chatter and without compiling a kernel that training never calls."""
-    import logging
-
-    warnings.filterwarnings("ignore", module="deepspeed")
-    # Torch's own collectives warn of a function that they themselves call.
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
-    import deepspeed
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # An all-reduce for CPU inference; building it takes a C++ compiler and half a minute.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
 def build_engine(model: Model, settings: TrainSettings, plan: BatchPlan, ranks: Ranks) -> Any:
-    """The DeepSpeed engine around `model`, with AdamW; the learning rate is set step by step."""
+    """The DeepSpeed engine around `model`, with AdamW; the learning rate is set step by step.
+
+    Raises UserError where DeepSpeed's configuration, or what is to be offloaded, cannot be."""
+    config = deepspeed_config(settings, plan, ranks)
+    on_every(lambda: check_nvme(settings.zero))
     deepspeed = import_deepspeed()
     optim = settings.optim
     optimizer = torch.optim.AdamW(
@@ -189,14 +156,27 @@ def build_engine(model: Model, settings: TrainSettings, plan: BatchPlan, ranks: 
         eps=optim.eps,
         fused=True,  # one pass over the parameters and their moments instead of ten
     )
+    if settings.zero.stage == 3:
+        # These call their layers once for each tile of rows, of which ranks have different numbers.
+        # As leaves they fetch their parameters in one collective, so that no rank waits for ever.
+        deepspeed.utils.set_z3_leaf_modules(model, [Block])
     engine, *_ = deepspeed.initialize(
         model=model.to(ranks.device),
         optimizer=optimizer,
-        config=deepspeed_config(settings, plan, ranks),
+        config=config,
         dist_init_required=False,
     )
     engine.checkpoint_engine.load = load_data_only
+    if settings.zero.stage == 0 and engine.bfloat16_enabled():
+        sum_gradients_in_fp32(model)
     return engine
+
+
+def sum_gradients_in_fp32(model: Model) -> None:
+    """Has torch keep and add up the gradients of weights in bf16 in fp32, as ZeRO's stages 1 to 3
+    do; DeepSpeed's stage 0 would do it in bf16."""
+    for parameter in model.parameters():
+        parameter.grad_dtype = torch.float32
 
 
 def load_data_only(path: str, map_location: Any = None) -> Any:

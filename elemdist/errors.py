@@ -1,6 +1,6 @@
-"""The one error that a user's mistake raises.
+"""What a command ends with: one line on standard error, and an exit code that says what to do.
 
-Every entry point turns it into one line on standard error and exit code 2, without a traceback.
+A user's mistake, and an end of training before its last step, never show a traceback.
 """
 
 from __future__ import annotations
@@ -8,11 +8,56 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-EXIT_USER_ERROR = 2
+EXIT_BUG = 1  # with a traceback
+EXIT_USER_ERROR = 2  # the line says what to mend
+EXIT_STOPPED = 75  # stopped on request, with a checkpoint: run again with --resume
+EXIT_LOST = 76  # another rank, or the connection to it, was lost: run again with --resume
+EXIT_STALLED = 77  # no progress for guard.stall_s; the stacks tell where: --resume may help
+EXIT_DIVERGED = 78  # the guard ended the run: the same start again would end the same way
+EXIT_NOT_SAVED = 79  # asked to stop, but the checkpoint could not be written
+EXIT_INTERRUPTED = 130  # a second Ctrl-C, which does not wait for a checkpoint
 
 
 class UserError(Exception):
     """A mistake that the user can mend: the message says what, where and what to do."""
+
+
+class AgreedError(UserError):
+    """One that is raised on all ranks alike, so that one of them speaks for all."""
+
+
+class EarlyEnd(Exception):  # noqa: N818  # not always an error
+    """Training ends before its last step; the message is the line for the user.
+
+    Attributes:
+        code: the exit code.
+    """
+
+    code: int
+
+
+class Stopped(EarlyEnd):
+    """On request, and the checkpoint is written."""
+
+    code = EXIT_STOPPED
+
+
+class LostContact(EarlyEnd):
+    """Another rank, or the connection to it, is gone."""
+
+    code = EXIT_LOST
+
+
+class Diverged(EarlyEnd):
+    """The guard saw what a restart does not mend."""
+
+    code = EXIT_DIVERGED
+
+
+class NotSaved(EarlyEnd):
+    """On request, but the checkpoint could not be written."""
+
+    code = EXIT_NOT_SAVED
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -25,9 +25,10 @@ from elemdist.inputs import open_reading
 from elemdist.metrics import eval_line
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
-from elemdist.objectives import NATS_PER_BIT, label_loss, targets_of
+from elemdist.objectives import NATS_PER_BIT, label_nats, share_batch, share_rows, targets_of
 from elemdist.remote import public
 from elemdist.rows import DOC
+from elemdist.sequence_parallel import Share, once
 from elemdist.shards import ShardSet
 
 EVAL_SEED = 0x5EED  # the masks of an evaluation are always the same
@@ -46,7 +47,12 @@ Forward = Callable[..., Any]
 
 
 def prediction_figures(
-    forward: Forward, batches: Any, device: torch.device, config: ModelConfig, mask_rate: float
+    forward: Forward,
+    batches: Any,
+    device: torch.device,
+    config: ModelConfig,
+    mask_rate: float,
+    share: Share | None = None,
 ) -> dict[str, Any]:
     """Bits per byte over the predicted materials, and the share of them that is right to the
     letter (each byte the likeliest given those before it, where they are predicted in turn)."""
@@ -54,19 +60,13 @@ def prediction_figures(
     for batch, counted in batches:
         batch = batch.to(device)
         targets = targets_of(batch, config, mask_rate, EVAL_SEED)
-        nats_M, correct_M = forward(
-            targets.rows_TV,
-            batch.position_T,
-            batch.segments,
-            targets.select_M,
-            targets.target_MV,
-        )
+        nats_M, correct_M = forward(*share_batch(batch, targets, share))
         if not counted:
             continue
         nats += nats_M.double().sum().item()
         correct += correct_M.sum().item()
         materials += len(nats_M)
-        text_bytes += targets.text_bytes.item()
+        text_bytes += once(targets.text_bytes.item(), share)
     parts = gather_ranks(np.array([nats, correct, materials, text_bytes]))
     nats, correct, materials, text_bytes = np.sum(parts, axis=0).tolist()
     loss = nats / max(1.0, text_bytes)
@@ -94,27 +94,29 @@ def classify_figures(
     config: ModelConfig,
     columns_L: np.ndarray,
     threshold: float,
+    share: Share | None = None,
 ) -> dict[str, Any]:
     """Multilabel figures per document; `columns_L` says where the shards' labels stand."""
     doc = config.symbols.doc if config.symbols else DOC
     ids, starts, logits, truth = [], [], [], []
     for batch, counted in batches:
         batch = batch.to(device)
-        logits_SL = forward(batch.rows_TV, batch.position_T, batch.segments)
+        inputs = share_rows(batch.rows_TV, batch, share)
+        logits_SL = forward(*inputs)
         if not counted:
             continue
+        own = inputs[2].own
         first_S = batch.segments.cu_lengths[:-1].long()
-        order = batch.sample_S.argsort()
-        logits.append(logits_SL[order].float().cpu().numpy())
-        starts.append((batch.rows_TV[first_S, 0] == doc)[order].cpu().numpy())
-        ids.append(batch.place_S[order].cpu().numpy())
-        truth.append(spread(batch, columns_L, config).cpu().numpy())
+        logits.append(logits_SL.float().cpu().numpy())
+        starts.append((batch.rows_TV[first_S, 0] == doc)[own].cpu().numpy())
+        ids.append(batch.place_S[own].cpu().numpy())
+        truth.append(spread(batch, columns_L, config)[batch.sample_S[own]].cpu().numpy())
     parts = gather_ranks((ids, starts, logits, truth))
     joined = [np.concatenate([x for part in parts for x in part[k]]) for k in range(4)]
     order = np.argsort(joined[0], kind="stable")
     starts_B, logits_BL, truth_BL = (x[order] for x in joined[1:])
     starts_B[0] = True
-    loss = label_loss(torch.from_numpy(logits_BL), torch.from_numpy(truth_BL)) / len(logits_BL)
+    loss = label_nats(torch.from_numpy(logits_BL), torch.from_numpy(truth_BL)).mean()
     figures = multilabel_figures(
         1 / (1 + np.exp(-by_document(starts_B, logits_BL))),
         truth_BL[starts_B] > 0.5,
@@ -203,15 +205,21 @@ def evaluate(
     samples: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    share: Share | None = None,
 ) -> dict[str, Any]:
-    """The figures of a model on `shards`, the same on every rank. All ranks call it together."""
+    """The figures of a model on `shards`, the same on every rank. All ranks call it together.
+
+    `rank` of `world_size` says which of the batches are this rank's. Where ranks share sequences
+    it is the number of the group, and how many groups there are.
+    """
     reading = open_reading(config)
     batches = evaluation_batches(shards, micro_samples, rank, world_size, samples, reading)
     if config.objective != "classify":
-        return prediction_figures(forward, batches, device, config, settings.mlm.mask_rate)
+        rate = settings.mlm.mask_rate
+        return prediction_figures(forward, batches, device, config, rate, share)
     columns_L = label_columns(config.labels or [], shards)
     return classify_figures(
-        forward, batches, device, config, columns_L, settings.classify.threshold
+        forward, batches, device, config, columns_L, settings.classify.threshold, share
     )
 
 

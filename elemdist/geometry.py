@@ -6,16 +6,24 @@ import numpy as np
 
 from elemdist.config import TrainSettings
 from elemdist.errors import UserError
+from elemdist.mixture import Mixture
 from elemdist.model_config import ModelConfig, model_config
+from elemdist.remote import public
 from elemdist.shards import ShardSet
 from elemdist.subword import check_tokenizer, open_symbols
 
 
-def config_for(settings: TrainSettings, shards: ShardSet) -> ModelConfig:
+def sets_of(shards: ShardSet | Mixture) -> list[ShardSet]:
+    """The sets of a mixture, or the one set."""
+    return shards.sets if isinstance(shards, Mixture) else [shards]
+
+
+def config_for(settings: TrainSettings, shards: ShardSet | Mixture) -> ModelConfig:
     """The shape of the model that these settings give on these shards.
 
     Raises:
-        UserError: no possible shape, or the shards lack what the settings ask for.
+        UserError: no possible shape, the shards lack what the settings ask for, or the sets of a
+            mixture differ in what the model reads of them.
     """
     model = settings.model
     if (model.input == "subword") != (model.tokenizer is not None):
@@ -23,24 +31,45 @@ def config_for(settings: TrainSettings, shards: ShardSet) -> ModelConfig:
     symbols = None
     if model.tokenizer is not None:
         symbols = open_symbols(model.tokenizer)
-    config = model_config(
-        settings, shards.n, shards.v, shards.labels, shards.manifest.get("segmenter", ""), symbols
-    )
+    sets = sets_of(shards)
+    segmenter = sets[0].manifest.get("segmenter", "")
+    config = model_config(settings, shards.n, shards.v, sets[0].labels, segmenter, symbols)
     check_geometry(config, shards)
+    for other in sets[1:]:
+        check_alike(config, sets[0], other)
     return config
 
 
-def check_geometry(config: ModelConfig, shards: ShardSet) -> None:
+def check_geometry(config: ModelConfig, shards: ShardSet | Mixture) -> None:
     """Raises UserError where the model cannot read these shards."""
-    if shards.v != config.v or shards.n > config.n:
+    for one in sets_of(shards):
+        path = public(one.path)
+        if one.v != config.v or one.n > config.n:
+            raise UserError(
+                f"{path}: rows of v={one.v}, samples of n={one.n}, but the model was made for"
+                f" v={config.v}, n up to {config.n}; shard with --n {config.n} --v {config.v}"
+            )
+        if config.objective == "classify" and one.labels is None:
+            raise UserError(f"{path}: no labels; shard with --input.labels-field NAME")
+        if config.model.tokenizer is not None:
+            check_tokenizer(one.manifest, config.model.tokenizer, path)
+
+
+def check_alike(config: ModelConfig, first: ShardSet, other: ShardSet) -> None:
+    """Raises UserError where the model cannot be trained on both sets together."""
+    one, two = public(first.path), public(other.path)
+    if config.objective == "classify" and other.labels != first.labels:
         raise UserError(
-            f"{shards.path}: rows of v={shards.v}, samples of n={shards.n}, but the model was made"
-            f" for v={config.v}, n up to {config.n}; shard with --n {config.n} --v {config.v}"
+            f"data.mixture: {two} has other labels than {one}, or in another order; shard its text"
+            f" again with --labels-from {one} (elemdist convert {two} --to jsonl gives the text)"
         )
-    if config.objective == "classify" and shards.labels is None:
-        raise UserError(f"{shards.path}: no labels; shard with --input.labels-field NAME")
-    if config.model.tokenizer is not None:
-        check_tokenizer(shards.manifest, config.model.tokenizer, shards.path)
+    segmenters = [shards.manifest.get("segmenter", "") for shards in (first, other)]
+    # Inputs byte and canine read the text, whichever rows it lies in.
+    if config.model.input == "elementwise" and segmenters[0] != segmenters[1]:
+        raise UserError(
+            f"data.mixture: {two} is of segmenter {segmenters[1]}, but {one} of {segmenters[0]};"
+            f" make it alike: elemdist convert {two} --segmenter {segmenters[0]} --out DIR"
+        )
 
 
 def label_columns(labels: list[str], shards: ShardSet) -> np.ndarray:
@@ -53,7 +82,7 @@ def label_columns(labels: list[str], shards: ShardSet) -> np.ndarray:
     if unknown:
         shown = ", ".join(repr(label) for label in unknown[:5])
         raise UserError(
-            f"{shards.path}: {len(unknown)} label(s) that the model was not trained on: {shown};"
-            " drop those from the data, or train on shards that have them"
+            f"{public(shards.path)}: {len(unknown)} label(s) that the model was not trained on:"
+            f" {shown}; drop those from the data, or train on shards that have them"
         )
     return np.array([place[label] for label in shards.labels or []], np.int64)

@@ -6,17 +6,19 @@ Shape suffixes: see elemdist/rows.py; S segments, E values of an element.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elemdist.attention import Segments
+from elemdist.attention import Segments, starts
 from elemdist.blocks import layer_norm, recomputed
 from elemdist.model_config import ModelConfig
 from elemdist.objectives import element_nats
 from elemdist.rows import FIRST_SPECIAL, PAD
+from elemdist.sequence_parallel import Fetch, Share
 
 Scores = tuple[Tensor, Tensor | None]
 
@@ -57,7 +59,11 @@ class ElementHead(nn.Module):
 
 
 def score(
-    head: nn.Module, x_MW: Tensor, table: Tensor | None, target_MV: Tensor, tile_rows: int = 0
+    head: Callable[..., Tensor],
+    x_MW: Tensor,
+    table: Tensor | None,
+    target_MV: Tensor,
+    tile_rows: int = 0,
 ) -> Scores:
     """(nats_M, correct_M) of predictions, see :func:`elemdist.objectives.element_nats`. With
     `tile_rows` the logits of so many rows at a time exist, and are computed again for the
@@ -71,6 +77,28 @@ def score(
     parts = zip(x_MW.split(tile_rows), target_MV.split(tile_rows), strict=True)
     nats, correct = zip(*(recomputed(of, *part) for part in parts), strict=True)
     return torch.cat(nats), None if correct[0] is None else torch.cat(correct)
+
+
+class Scored(nn.Module):
+    """Mixed into a head of predictions, before its class: one call scores all rows, tile by tile.
+
+    Under ZeRO 3 every call of a module fetches its parameters from all ranks, which have different
+    numbers of rows and so of tiles. As a leaf, see deepspeed.utils.set_z3_leaf_modules, a head
+    fetches all that it holds, once.
+    """
+
+    def forward(
+        self,
+        x_MW: Tensor,
+        table: Tensor | None,
+        target_MV: Tensor | None = None,
+        tile_rows: int | None = None,
+    ) -> Tensor | Scores:
+        """The head's logits; with `tile_rows` what :func:`score` gives for `target_MV`."""
+        head = super().forward
+        if tile_rows is None or target_MV is None:
+            return head(x_MW, table, target_MV)
+        return score(head, x_MW, table, target_MV, tile_rows)
 
 
 @torch.no_grad()
@@ -104,12 +132,47 @@ class Classifier(nn.Module):
         self.labels = nn.Linear(width, len(config.labels or []))
 
     def forward(self, x_TW: Tensor, segments: Segments) -> Tensor:
-        if self.pooling == "doc":
-            x_SW = x_TW[segments.cu_lengths[:-1]]
-        elif self.pooling == "last":
-            x_SW = x_TW[segments.cu_lengths[1:] - 1]
-        else:
-            x_SW = torch.segment_reduce(
-                x_TW.float(), self.pooling, offsets=segments.cu_lengths.long()
-            ).to(x_TW.dtype)
+        x_SW = pooled(x_TW, segments, self.pooling)
         return self.labels(self.drop(torch.tanh(self.dense(x_SW))))
+
+
+def pooled(x_TW: Tensor, segments: Segments, pooling: str) -> Tensor:
+    """A vector of each segment that belongs to this rank: (T, W) -> (S, W)."""
+    if segments.share is not None:
+        return shared_pooled(x_TW, segments, segments.share, pooling)
+    return reduced(x_TW, segments.cu_lengths, pooling).to(x_TW.dtype)
+
+
+def reduced(x_TW: Tensor, bounds_S: Tensor, how: str) -> Tensor:
+    """The first (doc) or last row of each segment, or the mean, max or sum of all, in fp32.
+    `bounds_S`: (S + 1,), the row at which each starts, and T."""
+    if how == "doc":
+        return x_TW[bounds_S[:-1]]
+    if how == "last":
+        return x_TW[bounds_S[1:] - 1]
+    return torch.segment_reduce(x_TW.float(), how, offsets=bounds_S.long())
+
+
+def shared_pooled(x_TW: Tensor, segments: Segments, share: Share, pooling: str) -> Tensor:
+    """:func:`pooled` where ranks share the rows. Each reduces its piece of a segment to one row,
+    so only those travel, to the rank that the segment belongs to."""
+    rank, how = share.rank, "sum" if pooling == "mean" else pooling
+    bounds_S, cuts = starts(segments.lengths), share.cuts(segments.rows)
+    bounds_P = sorted({*bounds_S, *cuts})
+    piece = {row: number for number, row in enumerate(bounds_P)}  # that starts there
+    piece_cuts = [piece[cut] for cut in cuts]
+    owner_cuts = segments.owner_cuts(share)
+    wanted = [range(piece[bounds_S[a]], piece[bounds_S[b]]) for a, b in pairwise(owner_cuts)]
+
+    def on_device(bounds: list[int]) -> Tensor:
+        shifted = torch.tensor([bound - bounds[0] for bound in bounds])
+        return shifted.to(x_TW.device, non_blocking=True)
+
+    mine = bounds_P[piece_cuts[rank] : piece_cuts[rank + 1] + 1]
+    x_PW = reduced(x_TW, on_device(mine), how)
+    x_PW = Fetch(share, piece_cuts, wanted)(x_PW)
+    bounds_S = bounds_S[owner_cuts[rank] : owner_cuts[rank + 1] + 1]
+    x_SW = reduced(x_PW, on_device([piece[bound] for bound in bounds_S]), how)
+    if pooling == "mean":
+        x_SW = x_SW / on_device(bounds_S).diff().unsqueeze(1)
+    return x_SW.to(x_TW.dtype)

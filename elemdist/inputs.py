@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from elemdist.batch import Cut, Positions, Reading, bytes_of, lengths, unpad
+from elemdist.mixture import Mixture
 from elemdist.model_config import CHARACTER_BYTES, ModelConfig
 from elemdist.rows import FIRST_SPECIAL, PAD
 from elemdist.shards import ShardSet
@@ -104,7 +105,7 @@ def open_reading(config: ModelConfig) -> Reading | None:
     return SubwordReading(path, open_tokenizer(path), config.symbols, config.positions)
 
 
-def some_rows(shards: ShardSet, reading: Reading | None) -> Tensor:
+def some_rows(shards: ShardSet | Mixture, reading: Reading | None) -> Tensor:
     """Rows of text, as a model reads them, of samples spread evenly over a set: (T, V) uint8, or
     int32 of input subword. As many as counts of elements need.
 

@@ -1,60 +1,152 @@
-"""What a run reports: ``metrics.jsonl`` and TensorBoard in its folder, a line on the terminal."""
+"""What a run reports: ``metrics.jsonl`` and TensorBoard in its folder, a line on the terminal, and
+Weights & Biases where it is asked for.
+
+Metrics never end a run: what a full disk does not take now is kept, and written later.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import re
+import resource
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from elemdist.errors import UserError
+from elemdist.metric_writers import AppendedFile, Board, WandbRun, tell
+
+if TYPE_CHECKING:
+    from elemdist.communication import Traffic
 
 
 class Reporter:
     """Writes the metrics of a run; only rank 0 has one.
 
-    Every line of metrics.jsonl is one JSON object with ``kind`` (train or eval), ``step`` and
-    ``time_s`` (seconds of training, over all starts of the run) and the figures.
+    Every line of metrics.jsonl is one JSON object with ``kind`` (train, eval or event), ``step``
+    and ``time_s`` (seconds of training, over all starts of the run) and the figures; null stands
+    for what is no finite number. A line of an event says in ``event`` what happened.
+
+    Args:
+        run_dir: the run folder, with its settings.yaml. step: the last that is done; lines of
+            later ones are dropped. project: of Weights & Biases; None: not used.
+
+    Raises:
+        UserError: metrics.jsonl is no file that can be read and written, or see WandbRun.
     """
 
-    def __init__(self, run_dir: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, run_dir: Path, step: int, project: str | None = None) -> None:
         self.path = run_dir / "metrics.jsonl"
         self.before_s = drop_after(self.path, step)
-        self.file: IO[str] = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step or None)
+        self.lines = AppendedFile(self.path)
+        self.board = Board(run_dir / "tensorboard", step)
+        self.wandb = WandbRun(project, run_dir) if project else None
         self.start = time.perf_counter()
 
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        """A line of figures; TensorBoard and Weights & Biases get those that are numbers."""
+        self.write_line(kind, step, figures)
+        numbers = {f"{kind}/{n}": x for n, x in figures.items() if isinstance(x, (int, float))}
+        self.board.write(step, numbers)
+        if self.wandb is not None:
+            self.wandb.write(step, numbers)
+
+    def event(self, step: int, what: str, **figures: Any) -> None:
+        """A line that says what happened: a checkpoint was saved, a bad step skipped."""
+        self.write_line("event", step, {"event": what, **figures})
+
+    def write_line(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         time_s = round(self.before_s + time.perf_counter() - self.start, 3)
         line = {"kind": kind, "step": step, "time_s": time_s, **figures}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        for name, value in figures.items():
-            if isinstance(value, (int, float)):
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+        self.lines.write((json.dumps(finite(line), allow_nan=False) + "\n").encode())
+
+    def rewind(self, step: int) -> None:
+        """Drops what was reported of later steps, which training will do again; time goes on."""
+        try:
+            drop_after(self.path, step)
+            self.lines.whole_bytes = None  # of the file as it was
+        except UserError as error:
+            tell(f"metrics: {error}; training goes on")
+        self.board.drop_after(step)
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        if self.wandb is not None:
+            self.wandb.close()
+
+
+def finite(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def drop_after(path: Path, step: int) -> float:
-    """Drops the lines of steps that a resumed run does again; the seconds of training so far."""
+    """Drops the lines of later steps from metrics.jsonl, and whatever is no line of metrics, as the
+    torn last one of a killed run; the seconds of training so far.
+
+    Raises:
+        UserError: it cannot be read, or not be written.
+    """
     if not path.exists():
         return 0.0
     kept, time_s = [], 0.0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the torn last line of a killed run
-        if record["step"] <= step:
-            kept.append(line + "\n")
-            time_s = record["time_s"]
-    temporary = path.with_name(".metrics.jsonl.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        data = path.read_bytes()
+        for line in data.split(b"\n"):
+            record = parsed(line)
+            if record is not None and record["step"] <= step:
+                kept.append(line + b"\n")
+                time_s = record["time_s"]
+        if (text := b"".join(kept)) != data:
+            temporary = path.with_name(".metrics.jsonl.tmp")
+            temporary.write_bytes(text)
+            temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read and written ({error.strerror}); see to the folder's disk and"
+            " its permissions"
+        ) from None
     return time_s
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics; None where it is none: an object with numbers as step and time_s."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    time_s = record.get("time_s")
+    return record if isinstance(time_s, (int, float)) and math.isfinite(time_s) else None
+
+
+def step_figures(seconds: dict[str, float], traffic: Traffic, steps: int) -> dict[str, float]:
+    """What a step took, as the mean over `steps`: data_s, forward_s and whatever parts there are,
+    and of these communication_s; and sent_bytes_per_step. See timing.py and communication.py."""
+    total = traffic.total
+    return {
+        **{f"{part}_s": spent / steps for part, spent in seconds.items()},
+        "communication_s": total.seconds / steps,
+        "sent_bytes_per_step": total.sent_bytes / steps,
+    }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory so far: what tensors had on a CUDA device, else what this process had."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # the other figure is never below that of the process that started this one
+        (peak,) = re.findall(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+        return int(peak) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def duration(seconds: float) -> str:
@@ -65,25 +157,31 @@ def duration(seconds: float) -> str:
 
 
 def amount(number: float) -> str:
-    """1.23 MB, 45.6 kB."""
-    return f"{number / 1e6:.2f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"
+    """1.23 GB, 1.23 MB, 45.6 kB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number / 1e3:.1f} kB"
 
 
 def progress_line(step: int, steps: int, figures: dict[str, Any], left_s: float) -> str:
-    """One line for the terminal: what is learned, how fast, and when it ends."""
-    bits, norm = figures.get("bits_per_byte"), figures["grad_norm"]
+    """One line for the terminal: what is learned, how fast, and when it ends. `norm` is that of the
+    gradient, `wait` the share of the time for which there was no data."""
+    known = {name: value for name, value in figures.items() if value is not None}
     parts = [
-        f"step {step}/{steps}",
-        f"loss {figures['loss']:.4f}",
-        f"{bits:.3f} bits/byte" if bits is not None else None,
-        f"lr {figures['lr']:.2e}",
-        f"grad norm {norm:.3f}" if norm is not None else None,
-        f"{amount(figures['bytes_per_s'])}/s",
-        f"{figures['rows_per_s']:,.0f} rows/s",
-        f"waiting for data {figures['data_wait_share']:.1%}",
-        f"ETA {duration(left_s)}",
+        ("loss", "loss {:.4f}"),
+        ("bits_per_byte", "{:.3f} bits/byte"),
+        ("lr", "lr {:.2e}"),
+        ("grad_norm", "norm {:.3f}"),
+        ("rows_per_s", "{:,.0f} rows/s"),
+        ("mfu", "MFU {:.1%}"),
+        ("data_wait_share", "wait {:.1%}"),
     ]
-    return "  ".join(part for part in parts if part)
+    shown = [form.format(known[name]) for name, form in parts if name in known]
+    for name, form in (("bytes_per_s", "{}/s"), ("peak_memory_bytes", "mem {}")):
+        if name in known:
+            shown.append(form.format(amount(known[name])))
+    return "  ".join([f"step {step}/{steps}", *shown, f"ETA {duration(left_s)}"])
 
 
 def eval_line(step: int | None, figures: dict[str, Any]) -> str:

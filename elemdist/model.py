@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from elemdist.attention import Segments
 from elemdist.blocks import Block, Rotation, layer_norm, recomputed, rotation
 from elemdist.embedding import build_embedding
-from elemdist.heads import Classifier, ElementHead, Scores, score
+from elemdist.heads import Classifier, ElementHead, Scored, Scores
 from elemdist.model_config import ModelConfig
 from elemdist.rows import FIRST_SPECIAL, PAD
 from elemdist.run_settings import MemorySettings
@@ -102,22 +102,38 @@ def window_of(config: ModelConfig, number: int) -> int:
     return 0 if every and number % every == 0 else config.model.window
 
 
+class ScoredElementHead(Scored, ElementHead):
+    """Each element by itself."""
+
+
+class ScoredSlotDecoder(Scored, SlotDecoder):
+    """Each element after those before it."""
+
+
+def build_head(config: ModelConfig) -> nn.Module:
+    """What stands on top of the encoder for a model's objective."""
+    if config.objective == "classify":
+        return Classifier(config)
+    autoregressive = config.model.head == "autoregressive"
+    return ScoredSlotDecoder(config) if autoregressive else ScoredElementHead(config)
+
+
 class Model(nn.Module):
     """Encoder (or decoder) and head of one objective.
 
     ``forward`` gives, without `target_MV`, logits: (M, V, E) of the rows `select_M` for ``mlm`` and
     ``clm``, (S, L) for ``classify``. With `target_MV` it gives (nats_M, correct_M), see
     :func:`elemdist.heads.score`, and never holds the logits of all rows where tiles are set.
+
+    Where ranks share sequences (``segments.share``), T, M and S are those of this rank: its rows,
+    those of them that are selected, and the segments that belong to it, ``segments.own``.
     """
 
     def __init__(self, config: ModelConfig, memory: MemorySettings | None = None) -> None:
         super().__init__()
         self.config, self.memory = config, memory or MemorySettings()
         self.encoder = build_encoder(config, self.memory)
-        predictor = SlotDecoder if config.model.head == "autoregressive" else ElementHead
-        self.head: nn.Module = (
-            Classifier(config) if config.objective == "classify" else predictor(config)
-        )
+        self.head = build_head(config)
         self.apply(initialise)
 
     @torch.no_grad()
@@ -171,7 +187,7 @@ class Model(nn.Module):
         x_MW = x_TW if select_M is None else x_TW[select_M]
         if target_MV is None:
             return self.head(x_MW, self.table)
-        return score(self.head, x_MW, self.table, target_MV, self.memory.tile_loss_rows)
+        return self.head(x_MW, self.table, target_MV, self.memory.tile_loss_rows)
 
 
 def initialise(module: nn.Module) -> None:

@@ -8,15 +8,17 @@ Shape suffixes: see elemdist/rows.py; S segments, M rows that carry loss, E valu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elemdist.attention import Segments
 from elemdist.batch import Batch
 from elemdist.model_config import ModelConfig
 from elemdist.rows import DOC, FIRST_SPECIAL, MASK, PAD
+from elemdist.sequence_parallel import Share
 
 NATS_PER_BIT = math.log(2)
 
@@ -128,6 +130,36 @@ def targets_of(batch: Batch, config: ModelConfig, mask_rate: float, seed: int) -
     return mask_materials(batch, mask_rate, seed, symbols.mask if symbols else MASK)
 
 
+def share_rows(
+    rows_TV: Tensor, batch: Batch, share: Share | None
+) -> tuple[Tensor, Tensor, Segments]:
+    """(rows_TV, position_T, segments) that a model takes: this rank's part of the `rows_TV` of a
+    batch, and their segments, which know of the share."""
+    if share is None:
+        return rows_TV, batch.position_T, batch.segments
+    part = share.part(len(rows_TV))
+    rows = slice(part.start, part.stop)
+    return rows_TV[rows], batch.position_T[rows], replace(batch.segments, share=share)
+
+
+def share_batch(
+    batch: Batch, targets: Targets, share: Share | None
+) -> tuple[Tensor, Tensor, Segments, Tensor, Tensor]:
+    """(rows_TV, position_T, segments, select_M, target_MV) that a model takes: this rank's part
+    of a batch and its targets, which the ranks of its group all have. None: all of it.
+
+    For ``classify`` the logits are those of the segments ``segments.own``.
+    """
+    inputs = share_rows(targets.rows_TV, batch, share)
+    if share is None:
+        return *inputs, targets.select_M, targets.target_MV
+    part = share.part(len(targets.rows_TV))
+    bounds = torch.tensor([part.start, part.stop]).to(targets.select_M.device)
+    # The selected rows ascend.
+    first, last = torch.searchsorted(targets.select_M, bounds).tolist()
+    return *inputs, targets.select_M[first:last] - part.start, targets.target_MV[first:last]
+
+
 def element_nats(logits_MVE: Tensor, target_MV: Tensor) -> tuple[Tensor, Tensor | None]:
     """(nats_M, correct_M): the nats of the bytes and the end mark of each material, fp32, and
     whether the likeliest element is the right one in all of them (None while gradients are kept:
@@ -147,7 +179,12 @@ def element_nats(logits_MVE: Tensor, target_MV: Tensor) -> tuple[Tensor, Tensor 
     return nats_M, ((logits_MVE.argmax(-1) == target_MV) | ~counts_MV).all(-1)
 
 
+def label_nats(logits_SL: Tensor, truth_SL: Tensor) -> Tensor:
+    """For each segment the mean binary cross entropy of its labels, in nats: (S,)."""
+    nats_SL = F.binary_cross_entropy_with_logits(logits_SL.float(), truth_SL, reduction="none")
+    return nats_SL.mean(1)
+
+
 def label_loss(logits_SL: Tensor, truth_SL: Tensor) -> Tensor:
     """Sum over segments of the mean binary cross entropy of their labels, in nats."""
-    nats_SL = F.binary_cross_entropy_with_logits(logits_SL.float(), truth_SL, reduction="none")
-    return nats_SL.mean(1).sum()
+    return label_nats(logits_SL, truth_SL).sum()

@@ -2,7 +2,9 @@
 
 RUN/settings.yaml       every setting, as resolved; a recipe for the same run
 RUN/environment.json    versions, devices, commit; nothing secret
+RUN/deepspeed.json      DeepSpeed's configuration, as derived
 RUN/metrics.jsonl       see elemdist/metrics.py
+RUN/end.json            how the run stands, or ended; see elemdist/stop.py
 RUN/tensorboard/
 RUN/checkpoints/        see elemdist/checkpoint.py
 """
@@ -22,6 +24,7 @@ import torch
 import yaml
 
 from elemdist.config import TrainSettings
+from elemdist.deepspeed_config import config_text
 from elemdist.errors import UserError
 from elemdist.remote import public
 
@@ -44,16 +47,32 @@ def prepare(settings: TrainSettings) -> Path:
     return path
 
 
-def describe(path: Path, settings: TrainSettings, facts: dict[str, Any]) -> None:
-    """Writes what is needed to do the run again."""
+def public_settings(settings: TrainSettings) -> dict[str, Any]:
+    """The settings as a tree, without what URLs can hold: passwords and signatures."""
     tree = dataclasses.asdict(settings)
-    for key in ("train", "eval"):  # URLs, which may hold a password or a signature
-        if tree["data"][key] is not None:
-            tree["data"][key] = public(tree["data"][key])
-    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-    (path / "settings.yaml").write_text(text, encoding="utf-8")
-    report = json.dumps({**environment(), **facts}, indent=2)
-    (path / "environment.json").write_text(report + "\n", encoding="utf-8")
+    places = [(tree["data"], "train"), (tree["data"], "eval")]
+    places += [(source, "path") for source in tree["data"]["mixture"]]
+    for part, key in places:
+        if part[key] is not None:
+            part[key] = public(part[key])
+    return tree
+
+
+def describe(
+    path: Path, settings: TrainSettings, facts: dict[str, Any], deepspeed: dict[str, Any]
+) -> None:
+    """Writes what is needed to do the run again. Raises UserError where that cannot be written."""
+    text = yaml.safe_dump(public_settings(settings), sort_keys=False, allow_unicode=True)
+    files = {
+        "settings.yaml": text,
+        "environment.json": json.dumps({**environment(), **facts}, indent=2) + "\n",
+        "deepspeed.json": config_text(deepspeed),
+    }
+    try:
+        for name, content in files.items():
+            (path / name).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"run_dir: cannot write into {path}: {error.strerror}") from None
 
 
 def environment() -> dict[str, Any]:

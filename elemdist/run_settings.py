@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal
+
+from elemdist.errors import UserError
+
+MOST_REPEATS = 1_000_000  # of a source in an epoch: more is a mistake, and would not fit 64 bits
+
+
+@dataclass
+class Source:
+    """One shard set of a mixture"""
+
+    path: str
+    """Folder of shards, or its URL."""
+    weight: float | None = None
+    """Its share, compared with the weights of the other sources."""
+    repeat: float | None = None
+    """How often each of its samples comes in an epoch of the mixture; 1 where it is not set."""
+    name: str | None = None
+    """What it is called in the metrics; not set: the last folder of the path but "train"."""
+
+    def check(self, place: str) -> None:
+        """Raises UserError on values that cannot be; `place` says which source it is."""
+        if not self.path:
+            raise UserError(f"{place}: no path; name a folder of shards, or its URL")
+        if self.weight is not None and not 0 < self.weight < math.inf:
+            raise UserError(f"{place}: weight {self.weight} is not a number above 0")
+        if self.repeat is not None and not 0 < self.repeat <= MOST_REPEATS:
+            raise UserError(f"{place}: repeat {self.repeat} is not in (0, {MOST_REPEATS:,}]")
 
 
 @dataclass
@@ -12,8 +40,12 @@ class DataSettings:
 
     train: str | None = None
     """Folder of shards to train on, made by `elemdist shard`, or its URL in an object store
-    (s3://bucket/folder). Required. What is fetched from a store, or unpacked, is kept in
-    $ELEMDIST_CACHE, else in ~/.cache/elemdist."""
+    (s3://bucket/folder). This or a mixture is required. What is fetched from a store, or unpacked,
+    is kept in $ELEMDIST_CACHE, else in ~/.cache/elemdist."""
+    mixture: list[Source] = field(default_factory=list)
+    """In place of train several sets, as '[{"path": "a", "weight": 0.7}, {"path": "b", "weight":
+    0.3, "name": "code"}]'. Shares are by weight, of a sum of any size; or each set comes `repeat`
+    times in an epoch of the mixture, once where neither is set."""
     eval: str | None = None
     """Folder or URL of held-out shards for the evaluation during training; none: no evaluation."""
     eval_samples: int = 0
@@ -21,6 +53,32 @@ class DataSettings:
     verify: bool = True
     """Compare the hash of every shard on this machine before training; the ranks share the work.
     Without it only sizes and headers are compared. What is fetched or unpacked always is."""
+
+    def sources(self) -> list[Source]:
+        """What is trained on: the sources of the mixture, or the one set."""
+        return self.mixture or [Source(self.train or "")]
+
+    def check(self) -> None:
+        """Raises UserError unless there is exactly one of train and a mixture that can be."""
+        if self.train and self.mixture:
+            raise UserError(
+                "data.train and data.mixture are both set; leave one out (--data.mixture '[]'"
+                " takes back that of a recipe)"
+            )
+        if not self.train and not self.mixture:
+            raise UserError(
+                "no training data; add --data.train DIR (from elemdist shard) or --data.mixture"
+            )
+        for number, source in enumerate(self.mixture):
+            source.check(f"data.mixture[{number}]")
+        weighted = [source.weight is not None for source in self.mixture]
+        if any(weighted) and any(source.repeat is not None for source in self.mixture):
+            raise UserError("data.mixture: weights and repeats do not go together; set only one")
+        if any(weighted) and not all(weighted):
+            raise UserError(
+                f"data.mixture[{weighted.index(False)}]: no weight, but others have one; give every"
+                " source a weight, or none"
+            )
 
 
 @dataclass

@@ -3,6 +3,9 @@
 elemdist train RECIPE.yaml --run-dir runs/a              starts the ranks itself
 deepspeed --num_gpus 2 elemdist/train.py RECIPE.yaml --run-dir runs/a
 torchrun --nproc-per-node 2 elemdist/train.py RECIPE.yaml --run-dir runs/a
+
+Before each step the ranks agree, in one all-reduce, on what is common to them: the bytes of the
+global batch, a wish to stop, data that cannot be had. So they all do the same, and end together.
 """
 
 from __future__ import annotations
@@ -15,297 +18,306 @@ if not __package__:  # started by path: the folder of the package must not shado
 
 import os
 import time
+import traceback
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from elemdist import attention, checkpoint, run_folder
-from elemdist.batch_plan import BatchPlan, plan_batch
+from elemdist import checkpoint
+from elemdist.batch import Batch
 from elemdist.commandline import parse
+from elemdist.communication import Meter
 from elemdist.config import TrainSettings, learning_rate
-from elemdist.data import Batch, Order, training_steps
-from elemdist.engine import (
-    Ranks,
-    build_engine,
-    check_compile,
-    join_ranks,
-    on_every,
-    on_first,
-    optimizer_step,
-    seed_everything,
-    use_bf16,
+from elemdist.data import Order, training_steps
+from elemdist.engine import Ranks, join_ranks, on_every
+from elemdist.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_LOST,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    AgreedError,
+    Diverged,
+    EarlyEnd,
+    NotSaved,
+    Stopped,
+    UserError,
 )
-from elemdist.errors import EXIT_USER_ERROR, UserError
-from elemdist.evaluate import evaluate
-from elemdist.geometry import check_geometry, config_for, label_columns
-from elemdist.inputs import open_reading, some_rows
-from elemdist.metrics import Reporter, eval_line, progress_line
-from elemdist.model import Model
-from elemdist.objectives import NATS_PER_BIT, label_loss, targets_of
-from elemdist.shards import ShardSet
+from elemdist.evaluate import gather_ranks
+from elemdist.guard import Verdict
+from elemdist.passes import Pass, loss_of, passes_of
+from elemdist.reports import evaluate_now, report
+from elemdist.run_folder import public_settings
+from elemdist.sequence_parallel import once
+from elemdist.start_up import Session
+from elemdist.stop import StopRequest, lost_contact, write_end
+from elemdist.watchdog import Watchdog
 
 
-@dataclass
-class Tally:
-    """What has happened since the last line of metrics."""
+@dataclass(frozen=True)
+class Agreed:
+    """Sums over all ranks. `whole` is what the loss of the global batch is divided by: bytes of
+    text to predict, or samples; the others tell whether any rank says so."""
 
-    start: float
-    steps: int = 0
-    loss: float | Tensor = 0.0
-    wait_s: float = 0.0
-    bytes: int = 0
-    rows: int = 0
-
-
-def losses(
-    engine: Any,
-    batches: list[Batch],
-    settings: TrainSettings,
-    global_samples: int,
-    dropout_seeds: list[int],
-) -> Iterator[Tensor]:
-    """The loss of each micro-batch, scaled so that their gradients add up to that of the global
-    batch: the sum over all its bytes (or samples) divided by their number on all ranks."""
-    config = engine.module.config
-    classify = config.objective == "classify"
-    rate = settings.classify.mask_rate if classify else settings.mlm.mask_rate
-    # All targets come first: they are cheap, and must be counted before the first backward pass.
-    targets = [targets_of(batch, config, rate, settings.seed) for batch in batches]
-    if classify:
-        for batch, target, seed in zip(batches, targets, dropout_seeds, strict=True):
-            torch.manual_seed(seed)
-            logits_SL = engine(target.rows_TV, batch.position_T, batch.segments)
-            assert batch.labels_BL is not None
-            loss = label_loss(logits_SL, batch.labels_BL[batch.sample_S])
-            yield loss / global_samples
-        return
-    # An all-reduce of one number a step keeps the result independent of how the global batch is
-    # cut into ranks and micro-batches.
-    text_bytes = (
-        torch.stack([target.text_bytes for target in targets])
-        .sum()
-        .to(engine.device, torch.float64)
-    )
-    dist.all_reduce(text_bytes)
-    for batch, target, seed in zip(batches, targets, dropout_seeds, strict=True):
-        torch.manual_seed(seed)
-        place = (batch.position_T, batch.segments)
-        nats_M, _ = engine(target.rows_TV, *place, target.select_M, target.target_MV)
-        yield nats_M.sum() / text_bytes.clamp(min=1).float()
+    whole: float
+    stop: bool
+    failed: bool
+    save: bool
 
 
 def train_step(
-    engine: Any, batches: list[Batch], settings: TrainSettings, plan: BatchPlan, step: int
-) -> tuple[Tensor, Any]:
-    """One optimizer step over the micro-batches of this rank: (its share of the global loss, the
-    norm of the whole gradient)."""
+    engine: Any, passes: list[Pass], whole: float, rate: float, session: Session
+) -> tuple[float, Verdict]:
+    """One optimizer step over this rank's passes: (norm of the whole gradient, the guard's
+    verdict)."""
+    watch, tally = session.watch, session.tally
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate(settings.optim, settings.steps, step)
-    world_size, group = dist.get_world_size(), dist.get_rank() // plan.sequence_parallel
-    # Dropout hangs on the step and the samples, so that the number of ranks, and a resume, change
-    # nothing as long as the passes hold the same samples.
-    seeds = [
-        settings.seed * 1_000_003 + step * plan.micro_batches + plan.micro_batch(group, number)
-        for number in range(plan.passes)
-    ]
-    total = torch.zeros((), device=engine.device)
-    norm = None
-    for loss in losses(engine, batches, settings, plan.global_samples, seeds):
-        # DeepSpeed takes the mean over ranks and micro-batches; ours is a sum.
-        engine.backward(loss * (world_size * len(batches)))
-        norm = optimizer_step(engine)
-        total += loss.detach()
-    return total, norm
+        group["lr"] = rate
+    for one in passes:
+        session.watchdog.beat("a pass")
+        torch.manual_seed(one.dropout_seed)
+        with watch("forward"):
+            loss, source_K2 = loss_of(engine, one, whole, session.share, len(tally.sources))
+        with watch("backward"):
+            # DeepSpeed takes the mean over ranks and passes; ours is a sum.
+            engine.backward(loss * (dist.get_world_size() * len(passes)))
+        tally.add_pass(one.batch, one.predicted_rows, loss.detach(), source_K2)
+        with watch("optimizer"):
+            if not engine.is_gradient_accumulation_boundary():
+                engine.step()
+    with watch("optimizer"):
+        return session.guard.step(engine)
 
 
 class Run:
-    """One start of a run on this rank."""
+    """One start of a run on this rank: the loop."""
 
-    def __init__(self, settings: TrainSettings, ranks: Ranks) -> None:
-        self.settings, self.ranks = settings, ranks
-        on_every(self.open_shards)
-        sample_bytes = self.shards.n * self.shards.v
-        self.plan = plan_batch(settings.batch, sample_bytes, ranks.world_size)
-        self.reading = open_reading(self.config)
-        self.bf16 = use_bf16(settings, ranks.device)
-        shape = self.config.to_json()
-        del shape["model"]["tokenizer"]  # the shards say which one it is, wherever it lies
-        self.facts = {
-            **shape,
-            "data": self.shards.fingerprint,
-            "ranks": ranks.world_size,
-            "zero_stage": settings.zero.stage,
-            "bf16": self.bf16,
-            "global_samples": self.plan.global_samples,
-            "seed": settings.seed,
-        }
-        seed_everything(settings.seed, settings.deterministic)
-        dtype = torch.bfloat16 if self.bf16 else torch.float32
-        self.attention = attention.choose(settings.attention, ranks.device, dtype)
-        self.model = Model(self.config, settings.memory)
-        if settings.compile:
-            check_compile(settings.zero.stage, ranks.device)
-            self.model.compile_blocks()
-        if self.config.labels:
-            self.model.expect_labels(torch.tensor(self.shards.label_shares()))
-        else:
-            self.model.expect_elements(some_rows(self.shards, self.reading))
-        self.parameters = sum(p.numel() for p in self.model.parameters())
-        if settings.init_from:
-            self.say(checkpoint.initialise_from(self.model, settings.init_from))
-        self.folder = on_first(lambda: run_folder.prepare(settings))
-        self.engine = build_engine(self.model, settings, self.plan, ranks)
-        self.first_step = 0
-        if settings.resume:
-            self.first_step = checkpoint.resume(self.engine, ranks, self.folder, self.facts)
-            self.say(f"resumed after step {self.first_step}")
-        if ranks.first:
-            run_folder.describe(self.folder, settings, self.facts)
-            self.reporter = Reporter(self.folder, self.first_step)
+    def __init__(self, settings: TrainSettings, ranks: Ranks, session: Session) -> None:
+        self.settings, self.ranks, self.session = settings, ranks, session
+        self.config = session.data.config
+        self.last = min(settings.stop_step or settings.steps, settings.steps)
+        self.saved_at = time.monotonic()
+        self.norm = 0.0
+        self.problem: str | None = None  # why the newest checkpoint could not be written
 
-    def open_shards(self) -> None:
-        """Opens the shards of both sets and checks that the model can be trained on them."""
-        data = self.settings.data
-        self.shards = ShardSet(data.train or "")
-        self.eval_shards = ShardSet(data.eval) if data.eval else None
-        self.config = config_for(self.settings, self.shards)
-        if self.eval_shards is not None:
-            check_geometry(self.config, self.eval_shards)
-            if self.config.labels is not None:
-                label_columns(self.config.labels, self.eval_shards)
-        for shards in (self.shards, self.eval_shards):
-            if shards is not None and data.verify:
-                shards.verify(self.ranks.rank, self.ranks.world_size)
+    def passes(self, batches: list[Batch]) -> list[Pass]:
+        """This rank's passes of the global batch that is next."""
+        session, device = self.session, self.ranks.device
+        place = (session.position.batches, session.plan, session.group, session.share)
+        return list(passes_of(batches, *place, self.config, self.settings, device))
 
-    def say(self, line: str) -> None:
+    def agree(self, passes: list[Pass]) -> Agreed:
+        """What all ranks know before the step; `passes`: this rank's, none where it failed."""
+        session, minutes = self.session, self.settings.checkpoint_every_minutes
+        due = minutes and time.monotonic() - self.saved_at >= 60 * minutes
+        said = [
+            session.stop.reason is not None,
+            not passes,
+            self.ranks.first and due,
+        ]
+        sums = torch.tensor([0.0, *said], dtype=torch.float64).to(self.ranks.device)
+        if passes:
+            sums[0] = once(torch.stack([one.text_bytes for one in passes]).sum(), session.share)
+        dist.all_reduce(sums)
+        whole, stop, failed, save = sums.tolist()
+        if self.config.objective == "classify":
+            whole = session.plan.global_samples
+        return Agreed(max(1.0, whole), stop > 0, failed > 0, save > 0)
+
+    def steps(self) -> Iterator[Agreed]:
+        """Trains, and hands over after each step, until the last one or a rollback.
+
+        Raises:
+            EarlyEnd: the ranks were asked to stop, or the guard ends the run. UserError: data that
+                cannot be had, on all ranks. What was done is saved before.
+        """
+        session, settings, position = self.session, self.settings, self.session.position
+        order = Order(session.plan, session.group, settings.seed)
+        first = position.batches
+        numbers = range(first, first + self.last - position.step)
+        loader = training_steps(session.data.train, order, numbers, reading=session.reading)
+        with closing(loader):  # type: ignore[type-var]
+            while position.step < self.last:
+                passes: list[Pass] = []
+                problem = None
+                with session.watch("data"):
+                    try:
+                        passes = self.passes(next(loader))
+                    except UserError as error:
+                        problem = error
+                agreed = self.agree(passes)
+                if agreed.failed:
+                    self.save()
+                    on_every(partial(raise_error, problem))
+                if agreed.stop:
+                    self.stop_here()
+                rate = learning_rate(settings.optim, settings.steps, position.step)
+                self.norm, verdict = train_step(session.engine, passes, agreed.whole, rate, session)
+                session.trace.step()
+                session.tally.end_step(verdict.action != "go on")
+                if verdict.message:
+                    session.tell("bad step", f"step {position.step + 1}: {verdict.message}")
+                if verdict.action == "stop":
+                    self.save()
+                    session.writer.finish()
+                    raise Diverged(verdict.message)
+                if verdict.action == "rollback":
+                    self.roll_back()
+                    return
+                position.step += 1
+                position.batches += 1
+                yield agreed
+
+    def stop_here(self) -> None:
+        """Saves and ends, as the ranks were asked to."""
+        why = next(filter(None, gather_ranks(self.session.stop.reason)))
+        told = f"stopped by {why} after step {self.session.position.step}"
+        if (problem := self.save() or self.session.writer.finish()) is not None:
+            raise NotSaved(f"{told}, but {problem}")
+        raise Stopped(f"{told}; the same command with --resume goes on")
+
+    def roll_back(self) -> None:
+        """Goes back to the newest checkpoint, or to the start; the order of the data goes on."""
+        session, behind = self.session, self.session.position.batches + 1
+        session.writer.finish()
+        found = checkpoint.open_for_resume(session.folder, session.facts)
+        if found is None:
+            raise Diverged("there is no checkpoint to go back to")
+        session.go_to(found)
+        session.position.batches = behind
+        session.tally.reset()
         if self.ranks.first:
-            print(line, flush=True)
+            session.reporter.rewind(found.step)
 
-    def introduce(self) -> None:
-        """Says what is trained, on what, and how the global batch comes about."""
-        model, shards = self.config.model, self.shards
-        epochs = self.settings.steps * self.plan.global_samples / shards.samples
-        embedding = sum(p.numel() for p in self.model.encoder.embedding.parameters())
-        for line in (
-            f"{model.backbone}, {model.input} input, {self.config.objective}:"
-            f" {self.parameters:,} parameters ({embedding:,} of the embedding),"
-            f" {shards.samples:,} samples of {shards.n} rows of {shards.v} bytes",
-            f"{self.plan.chain(shards.n * shards.v)};"
-            f" {self.settings.steps} steps = {epochs:.2f} epochs",
-            f"ZeRO {self.settings.zero.stage}, {'bf16' if self.bf16 else 'fp32'},"
-            f" {self.ranks.device.type}, attention: {self.attention}",
-        ):
-            self.say(line)
+    def save(self) -> str | None:
+        """Writes a checkpoint, unless the newest is of this very step; why it, or the one that was
+        on its way, could not be written."""
+        session, position = self.session, self.session.position
+        if position.step == session.saved_step:
+            return None
+        start = time.perf_counter()
+        state = {"batches": position.batches, "guard": session.guard.state()}
+        with session.watchdog.paused("saving a checkpoint"):
+            problem = session.writer.save(
+                session.engine, position.step, state, session.facts, public_settings(self.settings)
+            )
+        session.saved_step, self.saved_at = position.step, time.monotonic()
+        self.problem = None if session.writer.background else problem
+        session.guard.checkpoint_saved()
+        seconds = time.perf_counter() - start
+        if problem is not None:
+            session.tell("not saved", problem)
+        elif self.ranks.first:
+            session.reporter.event(position.step, "checkpoint", stall_s=seconds)
+        return problem
 
-    def evaluate(self, step: int) -> None:
-        if self.eval_shards is None:
-            return
-        self.engine.eval()
-        figures = evaluate(
-            self.engine,
-            self.config,
-            self.eval_shards,
-            self.settings,
-            self.ranks.device,
-            self.plan.micro_samples,
-            self.settings.data.eval_samples,
-            self.ranks.rank,
-            self.ranks.world_size,
-        )
-        self.engine.train()
-        self.say(eval_line(step, figures))
-        if self.ranks.first:
-            self.reporter.write("eval", step, {k: x for k, x in figures.items() if k != "labels"})
-
-    def report(self, step: int, norm: Any, tally: Tally) -> None:
-        """A line of metrics over the steps since the last one. All ranks call it together."""
-        amounts = torch.tensor(
-            [float(tally.bytes), float(tally.rows), float(tally.loss) / tally.steps],
-            dtype=torch.float64,
-            device=self.ranks.device,
-        )
-        dist.all_reduce(amounts)
-        text_bytes, rows, loss = amounts.tolist()
-        seconds = time.perf_counter() - tally.start
-        figures = {"loss": loss}
-        if self.settings.objective != "classify":
-            figures["bits_per_byte"] = loss / NATS_PER_BIT
-        figures |= {
-            "lr": learning_rate(self.settings.optim, self.settings.steps, step - 1),
-            "grad_norm": None if norm is None else float(norm),
-            "bytes_per_s": text_bytes / seconds,
-            "rows_per_s": rows / seconds,
-            "data_wait_share": tally.wait_s / seconds,
-            "samples": step * self.plan.global_samples,
-        }
-        if self.ranks.first:
-            left_s = (self.settings.steps - step) * seconds / tally.steps
-            print(progress_line(step, self.settings.steps, figures, left_s), flush=True)
-            self.reporter.write("train", step, figures)
+    def after_step(self, agreed: Agreed) -> None:
+        """What is due behind a step: metrics, an evaluation, a checkpoint."""
+        settings, step = self.settings, self.session.position.step
+        if step % settings.log_every == 0 or step == self.last:
+            report(self.session, self.norm)
+        start = time.perf_counter()
+        if is_due(step, settings.eval_every, self.last):
+            evaluate_now(self.session)
+        if is_due(step, settings.checkpoint_every, self.last) or agreed.save:
+            self.save()
+        self.session.tally.start += time.perf_counter() - start
 
     def train(self) -> None:
-        """From the first step to the last, with metrics, evaluations and checkpoints."""
-        settings = self.settings
-        last = min(settings.stop_step or settings.steps, settings.steps)
-        self.introduce()
-        order = Order(self.plan, self.ranks.rank, settings.seed)
-        numbers = range(self.first_step, last)
-        steps = iter(training_steps(self.shards, order, numbers, reading=self.reading))
-        tally = Tally(time.perf_counter())
-        for step in range(self.first_step + 1, last + 1):
-            before = time.perf_counter()
-            batches = [batch.to(self.ranks.device) for batch in next(steps)]
-            tally.wait_s += time.perf_counter() - before
-            loss, norm = train_step(self.engine, batches, settings, self.plan, step - 1)
-            tally.steps += 1
-            tally.loss += loss
-            tally.bytes += sum(batch.text_bytes for batch in batches)
-            tally.rows += sum(len(batch.rows_TV) for batch in batches)
-            if step % settings.log_every == 0 or step == last:
-                self.report(step, norm, tally)
-                tally = Tally(time.perf_counter())
-            before = time.perf_counter()
-            if is_due(step, settings.eval_every, last):
-                self.evaluate(step)
-            if is_due(step, settings.checkpoint_every, last):
-                checkpoint.save(self.engine, self.ranks, settings, step, self.facts)
-            tally.start += time.perf_counter() - before
-        if self.ranks.first:
-            self.reporter.close()
-        self.say(f"done: {last} of {settings.steps} steps, run folder {self.folder}")
+        """From the first step to the last, with metrics, evaluations and checkpoints.
+
+        Raises:
+            EarlyEnd, UserError: see steps(); UserError, too, where the last checkpoint could not
+                be written.
+        """
+        session = self.session
+        session.introduce()
+        if self.settings.guard.bad_step == "rollback" and session.saved_step is None:
+            self.save()  # so that there is always one to go back to
+        session.tally.reset()
+        while session.position.step < self.last:  # a rollback begins it again
+            for agreed in self.steps():
+                self.after_step(agreed)
+        problem = session.writer.finish() or self.problem
+        if problem is not None:
+            raise UserError(problem)
+        session.say(
+            f"done: {self.last} of {self.settings.steps} steps, run folder {session.folder}"
+        )
+
+
+def raise_error(error: UserError | None) -> None:
+    if error is not None:
+        raise error
 
 
 def is_due(step: int, every: int, last: int) -> bool:
     return step == last or bool(every and step % every == 0)
 
 
+def how_it_ended(error: BaseException) -> tuple[int, str, bool]:
+    """Of what ended this rank: (exit code, line for the user, whether it ended all ranks alike)."""
+    if isinstance(error, UserError):
+        return EXIT_USER_ERROR, f"error: {error}", isinstance(error, AgreedError)
+    if isinstance(error, EarlyEnd):
+        return error.code, str(error), True
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, "interrupted", False
+    if lost_contact(error):
+        reason = str(error).strip().partition("\n")[0]
+        told = f"lost contact with another rank, whose own message tells why ({reason})"
+        return EXIT_LOST, f"{told}; the same command with --resume goes on", False
+    traceback.print_exception(error)
+    return EXIT_BUG, f"{type(error).__name__}, see the lines above", False
+
+
 def run(settings: TrainSettings) -> int:
-    """Trains on this rank; the exit code."""
+    """Trains on this rank; the exit code. The run folder says how it ended."""
     settings.check()
-    ranks = join_ranks(settings)
+    ranks, session = join_ranks(settings), None
+    code, line, together = 0, "", True
+
+    def note(reason: str, code: int) -> None:
+        step, steps = (session.position.step, settings.steps) if session else (0, 1)
+        states = {0: "done" if step == steps else "stopped", EXIT_STOPPED: "stopped"}
+        if ranks.first and session is not None:
+            with suppress(OSError):
+                write_end(session.folder, states.get(code, "failed"), step, reason, code)
+
+    watchdog = Watchdog(settings.run_dir or "", ranks.rank, settings.guard.stall_s, note)
     try:
-        Run(settings, ranks).train()
-    finally:
+        with StopRequest() as stop, watchdog, Meter(ranks.device) as meter:
+            session = Session(settings, ranks, stop, watchdog, meter)
+            Run(settings, ranks, session).train()
+            session.close()
+    except BaseException as error:
+        code, line, together = how_it_ended(error)
+    note(line, code)
+    if line and (ranks.first or not together):
+        rank = "" if together else f"rank {ranks.rank}: "
+        print(f"elemdist train: {rank}{line}", file=sys.stderr, flush=True)
+    if together:
         dist.destroy_process_group()
-    return 0
+        return code
+    sys.stdout.flush()
+    os._exit(code)  # the other ranks may never answer again, whatever an orderly end asks of them
 
 
 def main(argv: list[str]) -> int:
-    """A rank's entry: the same arguments as ``elemdist train``. A user's mistake gives 2."""
+    """A rank's entry: the same arguments as ``elemdist train``; the exit code."""
     # deepspeed's launcher adds --local_rank; the environment says it too.
     argv = [word for word in argv if not word.startswith("--local_rank=")]
     try:
         return run(parse(TrainSettings, argv, "elemdist train"))
-    except UserError as error:
+    except UserError as error:  # before the ranks have met, on each of them
         if os.environ.get("RANK", "0") == "0":
             print(f"elemdist train: error: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

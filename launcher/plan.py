@@ -1,7 +1,8 @@
-"""What a recipe amounts to, without training it: ``elemdist plan RECIPE.yaml ...``.
+"""What a recipe amounts to, without training it: ``elemdist plan RECIPE.yaml ... --gpus 32``.
 
 The parameters by part, exactly, out of the very modules that would be trained (on torch's meta
-device, so a large model takes no memory), beside those of the same model with a subword vocabulary.
+device, so a large model takes no memory), beside those of the same model with a subword vocabulary;
+then the batch, the memory of a GPU by part, the work and its time, see launcher/run_plan.py.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from elemdist.commandline import parse
 from elemdist.config import TrainSettings, at_least
 from elemdist.errors import UserError
+from elemdist.flops import GPUS, GpuName
 
 if TYPE_CHECKING:
     from elemdist.model_config import ModelConfig
@@ -20,25 +22,75 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SIZES = ("tiny", "small", "base", "large")
 SUBWORDS = 30_522  # rows of the table of the original BERT, uncased
+N, V = 512, 12  # where nothing says otherwise
 
 
 @dataclass
 class PlanSettings(TrainSettings):
-    """Tell what a recipe amounts to, without training it"""
+    """Tell what a recipe amounts to on GPUs, without one and without training: parameters, how the
+    ranks share a step's samples, memory of a rank by part, work, hours, and the longest samples.
+    Exit code 1 where it does not fit the memory; then what to change is told, in the order in which
+    it costs least. Memory and work are for full samples of one document each, their most"""
 
-    n: int = 512
-    """Materials of a sample."""
-    v: int = 12
-    """Bytes of a material."""
+    gpus: int = 0
+    """Ranks of the run, each with a GPU of its own; 0: as many as `ranks` says, else 1."""
+    gpu: GpuName = "H100"
+    """The GPU: its memory, and what its maker states that it computes at most."""
+    gpu_memory_gb: float = 0.0
+    """Memory of a GPU in 10^9 bytes; 0: that of `gpu`."""
+    gpus_per_node: int = 8
+    """GPUs of a machine, which share its memory: for what is offloaded to it."""
+    mfu: float = 0.4
+    """Share of its peak (`peak_tflops`, or what the maker of `gpu` states) that a GPU reaches in
+    training. Assumed, not measured: well set up runs report 0.3 to 0.5, small models less."""
+    n: int = 0
+    """Materials of a sample; 0: as in the shards that the recipe trains on, else 512."""
+    v: int = 0
+    """Bytes of a material; 0: as in the shards that the recipe trains on, else 12."""
     vocabulary: int = SUBWORDS
     """Rows of the table of the subword model that the recipe is compared with."""
-    sequence_parallel: int = 1
-    """Ranks that share a sequence; the heads are split over them."""
     table: bool = False
     """Print the parameters of all sizes in configs/ as a Markdown table instead."""
 
+    @property
+    def world_size(self) -> int:
+        return self.gpus or self.ranks or 1
 
-def shape(settings: PlanSettings, subword: bool) -> ModelConfig:
+    @property
+    def memory_bytes(self) -> float:
+        """Of a GPU."""
+        return (self.gpu_memory_gb or GPUS[self.gpu].memory_gb) * 1e9
+
+    def check_plan(self) -> None:
+        """Raises UserError on a value that cannot be."""
+        self.check_values()
+        at_least(1, gpus_per_node=self.gpus_per_node)
+        at_least(0, gpus=self.gpus, gpu_memory_gb=self.gpu_memory_gb, n=self.n, v=self.v)
+        at_least(4, vocabulary=self.vocabulary)
+        if not 0 < self.mfu <= 1:
+            raise UserError(f"mfu: {self.mfu} is not in (0, 1]")
+
+
+def take_geometry(settings: PlanSettings) -> list[str]:
+    """Fills in n and v where they are not set, from the first shards that the recipe names; gives
+    their labels, or one. Raises UserError where those shards cannot be read."""
+    labels = None
+    source = settings.data.sources()[0].path
+    if source and (not (settings.n and settings.v) or settings.objective == "classify"):
+        from elemdist.shard_index import read_manifest
+
+        manifest = read_manifest(source)
+        try:
+            settings.n = settings.n or int(manifest["n"])
+            settings.v = settings.v or int(manifest["v"])
+            labels = manifest["labels"] and [str(label) for label in manifest["labels"]]
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{source}/manifest.json is damaged; copy the set again") from None
+    settings.n, settings.v = settings.n or N, settings.v or V
+    return labels or ["label"]
+
+
+def shape(settings: PlanSettings, subword: bool, labels: list[str] | None = None) -> ModelConfig:
     """The model of the settings, or the same with a subword table. Raises UserError."""
     from elemdist.model_config import Symbols, model_config
 
@@ -55,42 +107,39 @@ def shape(settings: PlanSettings, subword: bool) -> ModelConfig:
         )
     size = settings.vocabulary
     symbols = Symbols(size - 3, size - 2, size - 1, size) if subword else None
-    return model_config(
-        replace(settings, model=model), settings.n, settings.v, ["label"], symbols=symbols
-    )
+    chosen = replace(settings, model=model)
+    return model_config(chosen, settings.n, settings.v, labels or ["label"], symbols=symbols)
 
 
-def parameters(config: ModelConfig) -> dict[str, int]:
-    """Parameters by part: embedding, positions, blocks, head."""
+def tensor_sizes(config: ModelConfig) -> dict[str, int]:
+    """The parameters of each tensor of a model, by its name."""
     import torch
 
     from elemdist.model import Model
 
     with torch.device("meta"):
         model = Model(config)
+    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+
+def by_part(sizes: dict[str, int]) -> dict[str, int]:
+    """Parameters by part: embedding, positions, blocks, head."""
     counts = dict.fromkeys(("embedding", "positions", "blocks", "head"), 0)
-    for name, parameter in model.named_parameters():
+    for name, size in sizes.items():
         part = name.removeprefix("encoder.").partition(".")[0]
-        counts[part if part in counts else "blocks"] += parameter.numel()
+        counts[part if part in counts else "blocks"] += size
     return counts
 
 
-def check_split(heads: int, ranks: int) -> None:
-    """Raises UserError where heads cannot be split over the ranks that share a sequence."""
-    if ranks < 1 or heads % ranks:
-        fitting = [degree for degree in range(1, heads + 1) if heads % degree == 0]
-        raise UserError(
-            f"sequence_parallel: {heads} heads cannot be split over {ranks} ranks;"
-            f" {', '.join(map(str, fitting))} can share a sequence"
-        )
+def parameters(config: ModelConfig) -> dict[str, int]:
+    """Parameters by part of a model of this shape."""
+    return by_part(tensor_sizes(config))
 
 
-def lines(settings: PlanSettings) -> list[str]:
+def parameter_lines(settings: PlanSettings, ours: ModelConfig, mine: dict[str, int]) -> list[str]:
     """The parameters of one recipe by part."""
-    ours, theirs = shape(settings, subword=False), shape(settings, subword=True)
-    check_split(ours.model.heads, settings.sequence_parallel)
+    subword = parameters(shape(settings, subword=True))
     model = ours.model
-    mine, subword = parameters(ours), parameters(theirs)
     found = [
         f"{model.backbone}, {ours.objective}: {model.layers} layers, width {model.width},"
         f" {model.heads} heads, feed-forward {model.feedforward}; n = {ours.n}, v = {ours.v}",
@@ -113,7 +162,7 @@ def table() -> list[str]:
     ]
     for size in SIZES:
         settings = parse(PlanSettings, [str(CONFIGS / f"{size}.yaml")], "elemdist plan")
-        settings.v = 16 if settings.model.width % 12 else 12
+        settings.n, settings.v = N, 16 if settings.model.width % V else V
         ours, theirs = shape(settings, subword=False), shape(settings, subword=True)
         mine, subword = parameters(ours), parameters(theirs)
         figures = (
@@ -129,10 +178,17 @@ def table() -> list[str]:
 
 
 def run(argv: list[str], description: str | None) -> int:
-    """``elemdist plan``; the exit code."""
+    """``elemdist plan``; the exit code: 1 where the recipe does not fit the memory."""
     settings = parse(PlanSettings, argv, "elemdist plan", None, description)
-    settings.check_values()
-    at_least(1, n=settings.n, v=settings.v)
-    at_least(4, vocabulary=settings.vocabulary)
-    print("\n".join(table() if settings.table else lines(settings)))
-    return 0
+    settings.check_plan()
+    if settings.table:
+        print("\n".join(table()))
+        return 0
+    from launcher.run_plan import run_lines
+
+    labels = take_geometry(settings)
+    config = shape(settings, subword=False, labels=labels)
+    sizes = tensor_sizes(config)
+    found, fits = run_lines(settings, config, sizes)
+    print("\n".join([*parameter_lines(settings, config, by_part(sizes)), *found]))
+    return 0 if fits else 1

@@ -1,0 +1,104 @@
+"""A checkpoint's folder on the disk: what its manifest lists, and whether that is there.
+
+Nothing in it is trusted: a manifest may have been written, or edited, by anyone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from elemdist.checkpoint_parts import WEIGHTS
+from elemdist.json_types import misfit
+
+FORMAT = "elemdist-checkpoint"
+VERSION = 3
+READABLE = (2, 3)  # the optimizer's state of 2 was DeepSpeed's, for one number of ranks
+STEP_FOLDER = re.compile(r"step-(\d{8,18})")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file in one step: a reader sees the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def digest(path: Path) -> str:
+    """xxh3_128 of a file's bytes, in hexadecimal."""
+    state = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            state.update(block)
+    return state.hexdigest()
+
+
+def step_folders(folder: Path) -> dict[int, Path]:
+    """Step -> checkpoint folder, whole or not, in a run's folder of checkpoints."""
+    named = ((STEP_FOLDER.fullmatch(path.name), path) for path in folder.glob("step-*"))
+    return {int(match[1]): path for match, path in named if match}
+
+
+def read_manifest(path: Path) -> tuple[dict[str, Any], str | None]:
+    """(the manifest of a checkpoint folder, what is wrong with it or None)."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT or manifest["version"] not in READABLE:
+            return {}, f"format {manifest['format']} {manifest['version']} is not known"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}, "its manifest.json is missing or cannot be read"
+    kinds: dict[str, Any] = {"step": int, "files": dict, "facts": dict, "settings": dict}
+    if manifest["version"] == VERSION:
+        kinds |= {"state": dict, "optimizer_steps": int}
+    for key, kind in kinds.items():
+        if misfit(manifest.get(key), kind) is not None:
+            return {}, f"its manifest.json says no {key}"
+    files = manifest["files"]
+    if missing := {WEIGHTS, "config.json"} - set(files):
+        return {}, f"its manifest.json lists no {min(missing)}"
+    for name, entry in files.items():
+        if misfit(entry, list) is not None or [type(part) for part in entry] != [int, str]:
+            return {}, f"its manifest.json says no size and hash of {name}"
+    return manifest, None
+
+
+def damage(path: Path, files: Iterable[tuple[str, list[Any]]]) -> str | None:
+    """What is wrong with the files (name, [size, hash]) of a checkpoint folder, or None."""
+    for name, (size, expected) in files:
+        file = path / name
+        try:
+            if not file.resolve().is_relative_to(path.resolve()):
+                return f"{name} points out of the checkpoint"
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes instead of {size}"
+            if digest(file) != expected:
+                return f"{name} does not have the bytes that were written"
+        except (OSError, ValueError, RuntimeError) as error:
+            return f"{name} cannot be read ({error})"
+    return None
+
+
+def flaw(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None if it is complete and unharmed."""
+    manifest, reason = read_manifest(path)
+    return reason or damage(path, manifest["files"].items())

@@ -1,0 +1,259 @@
+"""DeepSpeed's configuration, derived from our settings; what a user lays above it goes key by key.
+
+Whatever a release of DeepSpeed has given another default, and whatever the numbers or the speed
+hang on, is stated here, so that neither changes with the version that is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from elemdist.batch_plan import BatchPlan
+from elemdist.config import TrainSettings
+from elemdist.deepspeed_overrides import overridden
+from elemdist.errors import UserError
+from elemdist.run_settings import ZeroSettings
+
+if TYPE_CHECKING:
+    from elemdist.engine import Ranks
+
+# Elements of a buffer, which DeepSpeed takes in full however small the model is: 200 MB in fp32.
+BUCKET = 50_000_000
+NVME_GROUP = 100_000_000  # parameters that are in memory at a time when their states are on disk
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, without its chatter and without compiling a kernel that training never calls."""
+    import logging
+
+    warnings.filterwarnings("ignore", module="deepspeed")
+    # Torch's own collectives warn of a function that they themselves call.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # An all-reduce for CPU inference; building it takes a C++ compiler and half a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def use_bf16(settings: TrainSettings, device: torch.device) -> bool:
+    auto = settings.precision == "auto"
+    return device.type == "cuda" if auto else settings.precision == "bf16"
+
+
+def check_offload(zero: ZeroSettings) -> None:
+    """Raises UserError where something is offloaded that this stage cannot offload."""
+    optimizer, parameters = zero.offload_optimizer, zero.offload_parameters
+    if optimizer != "none" and zero.stage == 0:
+        raise UserError(
+            "zero.offload_optimizer: stage 0 keeps the optimizer's state whole on every device;"
+            " set --zero.stage 1, 2 or 3"
+        )
+    if optimizer == "nvme" and zero.stage != 3:
+        raise UserError(
+            f"zero.offload_optimizer: nvme needs stage 3, not {zero.stage}; set --zero.stage 3, or"
+            " take cpu"
+        )
+    if parameters != "none" and zero.stage != 3:
+        raise UserError(
+            f"zero.offload_parameters: stage {zero.stage} keeps the parameters whole on every"
+            " device; set --zero.stage 3"
+        )
+    if "nvme" in (optimizer, parameters) and not zero.nvme_path:
+        raise UserError("zero.nvme_path: something is offloaded to nvme; add --zero.nvme-path DIR")
+
+
+def check_nvme(zero: ZeroSettings) -> None:
+    """Raises UserError where this machine cannot offload to a disk as the settings ask."""
+    if "nvme" not in (zero.offload_optimizer, zero.offload_parameters):
+        return
+    path = Path(zero.nvme_path or "")
+    if not path.is_dir():
+        raise UserError(f"zero.nvme_path: there is no folder {path} on this machine; make it")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"zero.nvme_path: {path} cannot be written; choose another folder")
+    import_deepspeed()
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("AsyncIOBuilder")
+    if not builder.is_compatible(verbose=False):
+        raise UserError(
+            "zero.offload_optimizer, zero.offload_parameters: nvme needs libaio with its headers"
+            " and a C++ compiler, which this machine lacks; install libaio-dev (libaio-devel) and"
+            " g++, or take cpu"
+        )
+    try:
+        builder.load(verbose=False)
+    except Exception as error:  # whatever the compiler or the linker says
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise UserError(
+            f"zero.offload_optimizer, zero.offload_parameters: nvme needs DeepSpeed's async_io,"
+            f" which cannot be built here ({reason[0]}); take cpu"
+        ) from None
+
+
+def deepspeed_config(settings: TrainSettings, plan: BatchPlan, ranks: Ranks) -> dict[str, Any]:
+    """DeepSpeed's whole configuration: the derived one, and settings.deepspeed above it.
+
+    Needs no process group. Raises UserError on an offload that cannot be, and on an override that
+    DeepSpeed does not know or that would break the arithmetic of training.
+    """
+    check_offload(settings.zero)
+    config = derived(settings, plan, ranks.device)
+    return overridden(config, settings.deepspeed) if settings.deepspeed else config
+
+
+def config_text(config: dict[str, Any]) -> str:
+    """A configuration as JSON, for a run folder or a terminal; DeepSpeed itself reads it, too."""
+    return json.dumps(config, indent=2) + "\n"
+
+
+def derived(settings: TrainSettings, plan: BatchPlan, device: torch.device) -> dict[str, Any]:
+    """The configuration that our settings give."""
+    bf16, zero = use_bf16(settings, device), settings.zero
+    config = {
+        # DeepSpeed counts every rank's largest share; losses are scaled by the true numbers.
+        "train_micro_batch_size_per_gpu": plan.micro_samples,
+        "gradient_accumulation_steps": plan.passes,
+        "managed_gradient_accumulation": True,
+        "gradient_clipping": settings.optim.grad_clip,
+        "gradient_allreduce_op": "mean",
+        "gradient_predivide_factor": 1.0,
+        "prescale_gradients": False,
+        **precision(bf16, zero.stage),
+        "zero_optimization": zero_section(zero, device),
+        # The optimizer is torch's, on tensors of the CPU as well: DeepSpeed's own wants a compiler.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "disable_allgather": False,
+        **reports(),
+    }
+    if "nvme" in (zero.offload_optimizer, zero.offload_parameters):
+        config["aio"] = {
+            "block_size": 1 << 20,
+            "queue_depth": 8,
+            "intra_op_parallelism": 1,
+            "single_submit": False,
+            "overlap_events": True,
+            "use_gds": False,
+        }
+    return config
+
+
+def precision(bf16: bool, stage: int) -> dict[str, Any]:
+    """Weights in bf16 have masters, sums of gradients and moments in fp32."""
+    # DeepSpeed knows no fp32 sums in stage 0; there build_engine has torch make them.
+    sums = "bf16" if bf16 and stage == 0 else "fp32"
+    return {
+        "bf16": {
+            "enabled": bf16,
+            "immediate_grad_update": False,
+            "check_grad_overflow": True,  # else stages 1 and 2 would step on a gradient of nan
+            "bf16_master_weights_and_grads": False,
+            "bf16_optimizer_states": False,
+        },
+        "fp16": {"enabled": False},
+        "torch_autocast": {"enabled": False},
+        "data_types": {"grad_accum_dtype": sums, "keep_in_fp32_modules": []},
+        # bf16 would round the sum of the ranks' gradients, the more of them the more.
+        "communication_data_type": "fp32",
+        "seq_parallel_communication_data_type": "fp32",
+    }
+
+
+def zero_section(zero: ZeroSettings, device: torch.device) -> dict[str, Any]:
+    """ZeRO's part of the configuration."""
+    section: dict[str, Any] = {
+        "stage": zero.stage,
+        "contiguous_gradients": True,
+        "overlap_comm": device.type == "cuda",
+        "reduce_scatter": True,
+        "reduce_bucket_size": BUCKET,
+        "use_multi_rank_bucket_allreduce": True,
+        "allgather_partitions": True,
+        "allgather_bucket_size": 500_000_000,
+        "round_robin_gradients": False,
+        "parameter_alignment": False,
+        "compute_grad_norm": True,
+        "ignore_unused_parameters": True,
+        "load_from_fp32_weights": True,
+        "elastic_checkpoint": False,
+        "sub_group_size": NVME_GROUP if zero.offload_optimizer == "nvme" else 1_000_000_000,
+    }
+    if zero.stage == 3:
+        section |= stage_3_section()
+    pinned = device.type == "cuda"
+    if zero.offload_optimizer != "none":
+        section["offload_optimizer"] = {
+            **offload_to(zero.offload_optimizer, zero.nvme_path, pinned),
+            "buffer_count": 4,
+            "pipeline_read": False,
+            "pipeline_write": False,
+            "fast_init": False,
+            "ratio": 1.0,
+        }
+    if zero.offload_parameters != "none":
+        section["offload_param"] = {
+            **offload_to(zero.offload_parameters, zero.nvme_path, pinned),
+            "buffer_count": 5,
+            "buffer_size": 100_000_000,
+            "max_in_cpu": 1_000_000_000,
+        }
+    return section
+
+
+def stage_3_section() -> dict[str, Any]:
+    return {
+        "stage3_prefetch_bucket_size": BUCKET,
+        "stage3_param_persistence_threshold": 100_000,
+        "stage3_model_persistence_threshold": (1 << 63) - 1,  # no bound but the one above
+        "stage3_max_live_parameters": 1_000_000_000,
+        "stage3_max_reuse_distance": 1_000_000_000,
+        "stage3_module_granularity_threshold": 0,
+        "stage3_use_all_reduce_for_fetch_params": False,
+        "stage3_allgather_sequential": False,
+        "stage3_gather_16bit_weights_on_model_save": False,
+        "zero_hpz_partition_size": 1,
+        "zero_quantized_weights": False,
+        "zero_quantized_nontrainable_weights": False,
+        "zero_quantized_gradients": False,
+        "memory_efficient_linear": True,
+        "override_module_apply": True,
+        "log_trace_cache_warnings": False,
+        "enable_sanity_checks": False,
+    }
+
+
+def offload_to(device: str, path: str | None, pinned: bool) -> dict[str, Any]:
+    # Pinned memory serves copies from and to a GPU; without one it only cannot be swapped out.
+    place = {"nvme_path": path} if device == "nvme" else {}
+    return {"device": device, **place, "pin_memory": pinned}
+
+
+def reports() -> dict[str, Any]:
+    """All that DeepSpeed would print, time and write of its own: nothing."""
+    off = {"enabled": False}
+    return {
+        "steps_per_print": 1 << 30,
+        "wall_clock_breakdown": False,
+        "memory_breakdown": False,
+        "dump_state": False,
+        "disable_python_gc": False,
+        # Waits for the device twice in every pass.
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
+        "flops_profiler": off,
+        "comms_logger": off,
+        "tensorboard": off,
+        "wandb": off,
+        "csv_monitor": off,
+        "comet": off,
+        "compile": {"deepcompile": False},
+        "checkpoint": {"tag_validation": "Ignore", "load_universal": False},
+    }

@@ -1,0 +1,197 @@
+"""DeepSpeed's own keys above the derived configuration: known ones only, none of ours.
+
+DeepSpeed itself passes over a top-level key that it does not know, so a mistyped one would change
+nothing and say nothing. Keys come dotted, nested, or both: {"zero_optimization.overlap_comm": true}.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from elemdist.errors import UserError, nearest
+
+# What training itself sets, and the setting of ours to use instead. A key covers those beneath it.
+OURS = {
+    "train_batch_size": "batch.global_samples",
+    "train_micro_batch_size_per_gpu": "batch.micro_samples",
+    "gradient_accumulation_steps": "batch.micro_samples",
+    "gradient_clipping": "optim.grad_clip",
+    "optimizer": "optim",
+    "scheduler": "optim.decay and optim.warmup_steps",
+    "fp16": "precision",
+    "bf16.enabled": "precision",
+    "bf16.bf16_master_weights_and_grads": "precision",
+    "bf16.bf16_optimizer_states": "precision",
+    "bfloat16": "precision",
+    "torch_autocast": "precision",
+    "compile": "compile",
+    "sequence_parallel_size": "sequence_parallel",
+    "activation_checkpointing": "memory.checkpoint_every",
+    "zero_optimization.stage": "zero.stage",
+    "zero_optimization.offload_optimizer.device": "zero.offload_optimizer",
+    "zero_optimization.offload_optimizer.nvme_path": "zero.nvme_path",
+    "zero_optimization.offload_param.device": "zero.offload_parameters",
+    "zero_optimization.offload_param.nvme_path": "zero.nvme_path",
+    "zero_optimization.cpu_offload": "zero.offload_optimizer",
+    "zero_optimization.cpu_offload_param": "zero.offload_parameters",
+    "wandb": "wandb",
+}
+# What would break the sums of gradients, their norm, or the exact optimizer.
+FIXED = (
+    "managed_gradient_accumulation",
+    "gradient_allreduce_op",
+    "disable_allgather",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "data_types",
+    "bf16.check_grad_overflow",
+    "checkpoint",
+    "zero_optimization.compute_grad_norm",
+    "zero_optimization.zenflow",
+    "zero_optimization.offload_optimizer.ratio",
+    "zero_optimization.offload_optimizer.super_offload",
+    "zero_optimization.allgather_partitions",
+)
+
+# These DeepSpeed reads one by one, without a model.
+FLOPS_PROFILER = tuple(
+    f"flops_profiler.{name}"
+    for name in (
+        "profile_step",
+        "module_depth",
+        "top_modules",
+        "detailed",
+        "output_file",
+        "recompute_fwd_factor",
+    )
+)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of nested keys, some of which may be dotted already.
+
+    Raises UserError on a key that is no text, and on one that stands twice."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if not isinstance(name, str):
+            raise UserError(f"deepspeed: {prefix}{name} is no name of a key; put it in quotes")
+        inner = value if isinstance(value, dict) and value else None
+        part = flat(inner, f"{prefix}{name}.") if inner else {prefix + name: value}
+        for key in part:
+            if key in found:
+                raise UserError(f"deepspeed: {key} stands twice, nested and dotted; keep one")
+        found |= part
+    return found
+
+
+def beneath(key: str, keys: Any) -> str | None:
+    """The one of `keys` that is `key` or stands above or beneath it; None: no one does."""
+    near = (one for one in keys if f"{key}.".startswith(f"{one}.") or one.startswith(f"{key}."))
+    return next(near, None)
+
+
+def check_own_keys(overrides: dict[str, Any]) -> None:
+    """Raises UserError on a key that follows from a setting of ours. Loads nothing."""
+    for key in flat(overrides):
+        if (ours := beneath(key, OURS)) is not None:
+            raise UserError(
+                f"deepspeed: {key} follows from the setting {OURS[ours]}; set that instead"
+            )
+        if beneath(key, FIXED) is not None:
+            raise UserError(
+                f"deepspeed: {key} is fixed, as the sums of gradients and the checkpoints stand on"
+                " it; leave it out"
+            )
+
+
+def fields(prefix: str, model: Any) -> dict[str, str]:
+    """Dotted key -> the same by the name that users know, of all fields of a model of DeepSpeed."""
+    names: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        if not (field.json_schema_extra or {}).get("deprecated"):
+            usual = prefix + (field.alias or name)
+            names |= {prefix + name: usual, usual: usual}
+    return names
+
+
+def known_keys(config: dict[str, Any]) -> dict[str, str]:
+    """Dotted key -> the same by the name that users know, of all that may be overridden: what
+    `config`, the derived configuration, states, and what else DeepSpeed's models of it have."""
+    from deepspeed.comm import config as comm
+    from deepspeed.monitor import config as monitor
+    from deepspeed.runtime.zero import config as zero
+
+    known = {key: key for key in (*flat(config), *FLOPS_PROFILER)}
+    for section, model in [
+        ("", zero.DeepSpeedZeroConfig),
+        ("leaf_module.", zero.DeepSpeedZeroLeafModuleConfig),
+        ("offload_optimizer.", zero.DeepSpeedZeroOffloadOptimizerConfig),
+        ("offload_param.", zero.DeepSpeedZeroOffloadParamConfig),
+    ]:
+        # Where nothing is offloaded there is nothing to adjust.
+        if not section.startswith("offload_") or section[:-1] in config["zero_optimization"]:
+            known |= fields(f"zero_optimization.{section}", model)
+    known |= fields("comms_logger.", comm.CommsLoggerConfig)
+    known |= fields("tensorboard.", monitor.TensorBoardConfig)
+    known |= fields("csv_monitor.", monitor.CSVConfig)
+    known |= fields("comet.", monitor.CometConfig)
+    sections = {"leaf_module", "offload_optimizer", "offload_param"}
+    return {
+        key: name
+        for key, name in known.items()
+        if key not in OURS and key not in FIXED and key.rpartition(".")[2] not in sections
+    }
+
+
+def overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the overrides above it.
+
+    Raises:
+        UserError: a key is not known, is set by training itself, or its value does not fit.
+    """
+    check_own_keys(overrides)
+    known = known_keys(config)
+    result, stated = copy.deepcopy(config), flat(config)
+    for key, value in flat(overrides).items():
+        if key not in known:
+            section = key.partition(".")[0]
+            near = [other for other in known if other.partition(".")[0] == section]
+            hint = nearest(key, near) if near else nearest(section, {other.partition(".")[0] for other in known})
+            raise UserError(f"deepspeed: there is no key {key}{hint}")
+        check_value(key, value, stated.get(known[key]))
+        *path, name = known[key].split(".")
+        place = result
+        for part in path:
+            place = place.setdefault(part, {})
+        place[name] = value
+    check_as_deepspeed(result)
+    return result
+
+
+def check_value(key: str, value: Any, stated: Any) -> None:
+    """Raises UserError where a value is of another kind than the one `stated` in its place."""
+    if value == "auto":
+        raise UserError(
+            f"deepspeed: {key}: 'auto' means something to transformers only; leave the key out"
+        )
+    kind = next((k for k in (bool, (int, float), str) if isinstance(stated, k)), None)
+    boolean = isinstance(value, bool)
+    if kind is not None and (not isinstance(value, kind) or boolean != (kind is bool)):
+        expected = {bool: "true or false", str: "text"}.get(kind, "a number")
+        raise UserError(f"deepspeed: {key}: '{value}' does not fit; expected {expected}")
+
+
+def check_as_deepspeed(config: dict[str, Any]) -> None:
+    """Raises UserError with DeepSpeed's own reason where it would refuse a configuration."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedConfig(copy.deepcopy(config))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"deepspeed: {place}: {first['msg']}") from None
+    except Exception as error:  # AssertionError, ValueError, errors of its own
+        raise UserError(f"deepspeed: {' '.join(str(error).split())}") from None

@@ -1,0 +1,271 @@
+"""From settings to a run that is ready to train: its data, model and engine, and its place in the
+run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elemdist import attention, checkpoint, run_folder
+from elemdist.batch import Reading
+from elemdist.batch_plan import BatchPlan, plan_batch
+from elemdist.checkpoint import Checkpoint
+from elemdist.checkpoint_writer import Writer
+from elemdist.communication import Meter
+from elemdist.config import TrainSettings
+from elemdist.deepspeed_config import deepspeed_config
+from elemdist.engine import (
+    Ranks,
+    build_engine,
+    check_compile,
+    on_every,
+    on_first,
+    seed_everything,
+    use_bf16,
+)
+from elemdist.errors import UserError
+from elemdist.flops import stated_tflops
+from elemdist.geometry import check_geometry, config_for, label_columns
+from elemdist.guard import Guard
+from elemdist.inputs import open_reading, some_rows
+from elemdist.metric_writers import tell
+from elemdist.metrics import Reporter
+from elemdist.mixture import Mixture, open_mixture
+from elemdist.model import Model
+from elemdist.model_config import ModelConfig
+from elemdist.sequence_parallel import check_split, open_groups
+from elemdist.shards import ShardSet
+from elemdist.stop import StopRequest
+from elemdist.tally import Tally
+from elemdist.timing import Stopwatch
+from elemdist.trace import Trace
+from elemdist.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class Data:
+    """The sets of a run, and the shape of the model that they and the settings give."""
+
+    train: Mixture
+    held_out: ShardSet | None
+    config: ModelConfig
+
+    @property
+    def sample_bytes(self) -> int:
+        return self.train.n * self.train.v
+
+
+@dataclass
+class Position:
+    """How far a run is: steps done, and global batches of the order taken or passed over; a
+    rollback goes back in the first only."""
+
+    step: int = 0
+    batches: int = 0
+
+
+def open_data(settings: TrainSettings, ranks: Ranks) -> Data:
+    """Opens the sets, checks that the model can be trained on them, and compares their hashes
+    where that is asked for. All ranks call it together.
+
+    Raises:
+        UserError: on all ranks, where any of them finds a flaw.
+    """
+    found: list[Data] = []
+
+    def work() -> None:
+        train = open_mixture(settings.data)
+        held_out = ShardSet(settings.data.eval) if settings.data.eval else None
+        config = config_for(settings, train)
+        check_split(config.model.heads, settings.sequence_parallel)
+        if held_out is not None:
+            check_geometry(config, held_out)
+            if config.labels is not None:
+                label_columns(config.labels, held_out)
+        for shards in (train, held_out):
+            if shards is not None and settings.data.verify:
+                shards.verify(ranks.rank, ranks.world_size)
+        found.append(Data(train, held_out, config))
+
+    on_every(work)
+    return found[0]
+
+
+def facts_of(settings: TrainSettings, data: Data, plan: BatchPlan, bf16: bool) -> dict[str, Any]:
+    """What a resumed run must agree with, so that it goes on with the same global batches."""
+    shape = data.config.to_json()
+    del shape["model"]["tokenizer"]  # the shards say which one it is, wherever it lies
+    return {
+        **shape,
+        "data": data.train.fingerprint,
+        "bf16": bf16,
+        "global_samples": plan.global_samples,
+        "seed": settings.seed,
+    }
+
+
+def build_model(
+    settings: TrainSettings, data: Data, reading: Reading | None, start: Checkpoint | None
+) -> tuple[Model, str | None]:
+    """The model with its first weights, on the CPU: those of the checkpoint `start`, else of
+    init_from, else random ones; and a line that says whose they are."""
+    model = Model(data.config, settings.memory)
+    if start is not None:
+        start.load_weights(model)
+        return model, None
+    if data.config.labels:
+        model.expect_labels(torch.tensor(data.train.label_shares()))
+    else:
+        model.expect_elements(some_rows(data.train, reading))
+    if settings.init_from:
+        return model, checkpoint.initialise_from(model, settings.init_from)
+    return model, None
+
+
+class Session:
+    """All that the loop of a run works with, on this rank. All ranks make one together.
+
+    Attributes:
+        group: number of this rank's group among those that share sequences. share: its part in it.
+        position: how far the run is. saved_step: of the newest checkpoint, None without one.
+        peak_tflops: of a device, None where it is not known.
+
+    Raises:
+        UserError: the settings, the data, the machine or the run folder do not allow the run.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        ranks: Ranks,
+        stop: StopRequest,
+        watchdog: Watchdog,
+        meter: Meter,
+    ) -> None:
+        self.settings, self.ranks = settings, ranks
+        self.stop, self.watchdog, self.meter = stop, watchdog, meter
+        self.data = open_data(settings, ranks)
+        self.reading = open_reading(self.data.config)
+        self.bf16 = use_bf16(settings, ranks.device)
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        self.attention = attention.choose(settings.attention, ranks.device, dtype)
+        if settings.compile:
+            check_compile(settings.zero.stage, ranks.device)
+        self.plan = self.plan_batch()
+        self.group = ranks.rank // settings.sequence_parallel
+        self.share = open_groups(settings.sequence_parallel)
+        if settings.auto_micro_batch:
+            from elemdist.auto_micro_batch import find_micro_samples
+
+            settings.batch.micro_samples = find_micro_samples(settings, self.data.config, ranks)
+            self.plan = self.plan_batch()
+        self.facts = facts_of(settings, self.data, self.plan, self.bf16)
+        self.folder: Path = on_first(lambda: run_folder.prepare(settings))
+        found = None
+        if settings.resume:
+            found = checkpoint.open_for_resume(self.folder, self.facts)
+        self.writer = Writer(
+            self.folder,
+            ranks,
+            settings.keep_last,
+            settings.keep_every,
+            settings.checkpoint_in_background,
+        )
+        self.build(found)
+        self.watch = Stopwatch(ranks.device)
+        self.trace = Trace(self.folder, ranks.rank, settings.profile and ranks.first, self.watch)
+        self.tally = Tally(self.data.config, self.data.train.names, self.share, ranks.device)
+        name = torch.cuda.get_device_name() if ranks.device.type == "cuda" else ""
+        stated = stated_tflops(name, "bf16" if self.bf16 else "fp32")
+        self.peak_tflops = settings.peak_tflops or stated
+        self.open_folder()
+
+    def plan_batch(self) -> BatchPlan:
+        settings = self.settings
+        return plan_batch(
+            settings.batch,
+            self.data.sample_bytes,
+            self.ranks.world_size,
+            settings.sequence_parallel,
+        )
+
+    def build(self, found: Checkpoint | None) -> None:
+        """Model, engine and guard, as `found` has them or as a run begins."""
+        settings = self.settings
+        seed_everything(settings.seed, settings.deterministic)
+        model, line = build_model(settings, self.data, self.reading, found)
+        if line is not None:
+            self.say(line)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.embedding_parameters = sum(p.numel() for p in model.encoder.embedding.parameters())
+        if settings.compile:
+            model.compile_blocks()
+        self.engine = build_engine(model, settings, self.plan, self.ranks)
+        self.guard = Guard(settings.guard)
+        self.position = Position()
+        self.saved_step: int | None = None
+        if found is not None:
+            self.go_to(found)
+
+    def go_to(self, found: Checkpoint) -> None:
+        """Puts engine, guard and position where a checkpoint has them."""
+        batches, guard = found.state.get("batches"), found.state.get("guard")
+        if type(batches) is not int or batches < found.step or not isinstance(guard, dict):
+            raise UserError(f"checkpoint {found.path}: its state is not that of a run")
+        checkpoint.restore(self.engine, found)
+        self.guard.load_state(guard)
+        self.position = Position(found.step, batches)
+        self.saved_step = found.step
+
+    def open_folder(self) -> None:
+        """Rank 0 writes down what the run is, and opens its metrics."""
+
+        def work() -> None:
+            config = deepspeed_config(self.settings, self.plan, self.ranks)
+            run_folder.describe(self.folder, self.settings, self.facts, config)
+            self.reporter = Reporter(self.folder, self.position.step, self.settings.wandb)
+
+        on_first(work)
+        if self.settings.resume:
+            self.tell("resumed", f"resumed after step {self.position.step}")
+
+    def say(self, line: str) -> None:
+        """A line on the terminal, by rank 0."""
+        if self.ranks.first:
+            tell(line)
+
+    def tell(self, event: str, line: str, **figures: Any) -> None:
+        """An event, on the terminal and in the metrics."""
+        self.say(line)
+        if self.ranks.first:
+            self.reporter.event(self.position.step, event, line=line, **figures)
+
+    def close(self) -> None:
+        """Writes out what is still held back."""
+        self.trace.close()
+        if self.ranks.first:
+            self.reporter.close()
+
+    def introduce(self) -> None:
+        """Says what is trained, on what, and how the global batch comes about."""
+        model, train, settings = self.data.config.model, self.data.train, self.settings
+        epochs = settings.steps * self.plan.global_samples / train.epoch_samples
+        peak = f"MFU of {self.peak_tflops:g} TFLOPS a device" if self.peak_tflops else "no MFU"
+        self.say(
+            f"{model.backbone}, {model.input} input, {self.data.config.objective}:"
+            f" {self.parameters:,} parameters ({self.embedding_parameters:,} of the embedding),"
+            f" {train.samples:,} samples of {train.n} rows of {train.v} bytes"
+        )
+        if len(train.sets) > 1:
+            self.say(train.describe())
+        self.say(
+            f"{self.plan.chain(self.data.sample_bytes)};"
+            f" {settings.steps} steps = {epochs:.2f} epochs"
+        )
+        self.say(
+            f"ZeRO {settings.zero.stage}, {'bf16' if self.bf16 else 'fp32'},"
+            f" {self.ranks.device.type}, attention: {self.attention}, {peak}"
+        )

@@ -1,0 +1,100 @@
+"""How a run ends before its last step: on request, by a lost rank, and what the run folder says.
+
+RUN/end.json    state (running, done, stopped or failed), step, reason, exit code
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+State = Literal["running", "done", "stopped", "failed"]
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopRequest:
+    """A stop asked for by a signal, as a flag for the loop; as a context, in the main thread.
+
+    SIGTERM, SIGUSR1 and the first SIGINT only set the flag, the second SIGINT raises
+    KeyboardInterrupt at once. The handlers that were there before come back at the end.
+
+    Attributes:
+        reason: why to stop, None as long as nobody has asked.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._interrupted = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in SIGNALS:
+            # None: a handler of C's, which Python could not put back.
+            if signal.getsignal(number) is not None:
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self._old:
+            signal.signal(*self._old.popitem())
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+        self.reason = self.reason or signal.Signals(number).name
+
+
+def write_end(
+    run_dir: str | Path, state: State, step: int, reason: str = "", code: int = 0
+) -> None:
+    """Says in the run folder how the run stands, or ended, after `step` steps and with which exit
+    code; rank 0 calls it. "running" at the start, so that a run that could not say more shows."""
+    from elemdist.checkpoint import write_atomically  # here: it loads torch
+
+    found = {"state": state, "step": step, "reason": reason, "code": code}
+    write_atomically(Path(run_dir) / "end.json", json.dumps(found) + "\n")
+
+
+def read_end(run_dir: str | Path) -> dict[str, Any] | None:
+    """What write_end wrote: state, step, reason, code. None where there is nothing to be read."""
+    try:
+        found = json.loads((Path(run_dir) / "end.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    kinds = {"state": str, "step": int, "reason": str, "code": int}
+    if isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in kinds.items()):
+        return found
+    return None
+
+
+# What gloo and NCCL write where the other side is gone or silent; both raise a bare RuntimeError.
+GONE = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "monitoredBarrier",
+    "Application timeout caused pair closure",
+)
+# NCCL's errors that are this rank's own.
+OWN = ("ncclInvalid", "ncclUnhandledCudaError")
+
+
+def lost_contact(error: BaseException) -> bool:
+    """Whether an error of a collective means that another rank, or the way to it, is gone."""
+    import torch.distributed as dist
+
+    text = str(error)
+    if isinstance(error, dist.DistBackendError):
+        return not any(word in text for word in OWN)
+    if isinstance(error, (dist.DistNetworkError, dist.DistStoreError)):
+        return "EADDRINUSE" not in text
+    if type(error) is RuntimeError and any(words in text for words in GONE):
+        return True
+    # DeepSpeed's and our own code may raise something else because of it.
+    return error.__cause__ is not None and lost_contact(error.__cause__)

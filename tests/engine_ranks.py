@@ -1,0 +1,137 @@
+"""A rank that trains tiny models, one engine after the other: for the tests of the engine.
+
+    RANK=0 WORLD_SIZE=2 ... python tests/engine_ranks.py CASES.json RESULTS.json
+
+Each case is the command line of a run; its result are the global losses and the norms of its steps,
+or the message of a UserError. Started as a script, since every rank is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+if not __package__:
+    sys.path[0] = str(REPOSITORY)
+
+STEPS, SAMPLES, N, V = 3, 8, 16, 8
+MODEL = ["--model.layers", "2", "--model.width", "32", "--model.dropout", "0", "--device", "cpu"]
+OPTIM = ["--optim.warmup-steps", "1", "--optim.decay", "none", "--optim.lr", "1e-2"]
+
+
+def run_cases(
+    cases: dict[str, list[str]], folder: Path, ranks: int = 2, timeout_s: float = 240
+) -> dict[str, Any]:
+    """The results of the cases, each trained by the same `ranks` processes.
+
+    Raises TimeoutError where they do not end in time, and ends them."""
+    from launcher.local import free_port, rank_environment
+
+    source, target = folder / "cases.json", folder / "results.json"
+    source.write_text(json.dumps(cases))
+    target.unlink(missing_ok=True)
+    port, started, logs = free_port(), [], []
+    for rank in range(ranks):
+        logs.append(folder / f"rank-{rank}.txt")
+        with open(logs[-1], "w") as log:
+            environment = {**rank_environment(rank, ranks, port), "OMP_NUM_THREADS": "1"}
+            words = [sys.executable, __file__, str(source), str(target)]
+            started.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
+    deadline = time.monotonic() + timeout_s
+    try:
+        codes = [process.wait(max(0.1, deadline - time.monotonic())) for process in started]
+    except subprocess.TimeoutExpired:
+        raise TimeoutError("\n".join(log.read_text()[-2000:] for log in logs)) from None
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert codes == [0] * ranks, "\n".join(log.read_text()[-3000:] for log in logs)
+    return json.loads(target.read_text())
+
+
+def train(argv: list[str], uneven: bool) -> dict[str, Any]:
+    """Losses and norms of a few steps on made rows; `uneven`: rank 1 has far fewer of them."""
+    import torch
+    import torch.distributed as dist
+
+    from elemdist.batch_plan import plan_batch
+    from elemdist.commandline import parse
+    from elemdist.config import TrainSettings
+    from elemdist.engine import Ranks, build_engine, optimizer_step
+    from elemdist.model import Model
+    from elemdist.model_config import model_config
+    from elemdist.objectives import targets_of
+
+    settings = parse(TrainSettings, [*MODEL, *OPTIM, *argv], "test")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    plan = plan_batch(settings.batch, N * V, size)
+    config = model_config(settings, N, V)
+    torch.manual_seed(1)
+    ranks = Ranks(rank, rank, size, torch.device("cpu"))
+    engine = build_engine(Model(config, settings.memory), settings, plan, ranks)
+    losses, norms = [], []
+    for step in range(STEPS):
+        total = torch.zeros(())
+        for number in range(plan.passes):
+            micro = plan.samples(plan.micro_batch(rank, number))
+            batch = made_batch(step * SAMPLES, micro, uneven and rank == 1)
+            target = targets_of(batch, config, 0.5, 1)
+            place = (batch.position_T, batch.segments)
+            nats_M, _ = engine(target.rows_TV, *place, target.select_M, target.target_MV)
+            loss = nats_M.sum() / (SAMPLES * N * V)
+            engine.backward(loss * size * plan.passes)
+            norm = optimizer_step(engine)
+            total += loss.detach()
+        dist.all_reduce(total)
+        losses.append(float(total))
+        norms.append(float(norm))
+    engine.destroy()
+    return {"losses": losses, "norms": norms}
+
+
+def made_batch(first: int, micro: range, short: bool) -> Any:
+    """Samples of random letters, each of its own length; `short`: of a few rows only."""
+    import numpy as np
+
+    from elemdist.batch import unpad
+    from elemdist.rows import DOC, PAD
+
+    rows_BNV = np.full((len(micro), N, V), PAD, np.uint8)
+    for row, sample in enumerate(micro):
+        random = np.random.default_rng(first + sample)
+        length = 2 if short else int(random.integers(N // 2, N + 1))
+        rows_BNV[row, :length] = random.integers(97, 123, (length, V))
+        rows_BNV[row, 0, 0] = DOC
+    places = first + np.arange(micro.start, micro.stop)
+    return unpad(rows_BNV, None, places)
+
+
+def main(source: str, target: str) -> None:
+    from elemdist.config import TrainSettings
+    from elemdist.engine import join_ranks
+    from elemdist.errors import UserError
+
+    ranks = join_ranks(TrainSettings(device="cpu"))
+    results: dict[str, Any] = {}
+    for name, argv in json.loads(Path(source).read_text()).items():
+        try:
+            results[name] = train(argv, uneven=name.startswith("uneven"))
+        except UserError as error:
+            results[name] = {"error": str(error)}
+    if ranks.first:
+        Path(target).write_text(json.dumps(results))
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.chdir(REPOSITORY)
+    main(*sys.argv[1:])

@@ -1,0 +1,43 @@
+"""What a forked rank runs; see tests/forked.py. Importing it imports all that training needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import torch.utils.tensorboard  # noqa: F401, E402
+
+from elemdist.engine import import_deepspeed  # noqa: E402
+import elemdist.train  # noqa: E402
+from tests import faults  # noqa: E402
+
+import_deepspeed()
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401, E402  # an engine imports it
+
+
+def train(
+    words: list[str],
+    rank: int,
+    ranks: int,
+    port: str,
+    log: str,
+    fault: str,
+    facts: dict[str, object],
+) -> None:
+    """Runs one rank to its end and exits with its code."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+    )  # fmt: skip
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if fault:
+        getattr(faults, fault)(rank, **facts)
+    code = elemdist.train.main(words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

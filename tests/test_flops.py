@@ -1,0 +1,181 @@
+"""The formulas of arithmetic against what torch counts in real forward and backward passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from elemdist import flops
+from elemdist.attention import Segments, starts
+from elemdist.model import Model
+from elemdist.model_config import ModelConfig, Symbols, resolved
+from elemdist.model_settings import AblationSettings, CanineSettings, ModelSettings
+from elemdist.objectives import label_loss
+from elemdist.run_settings import MemorySettings
+from elemdist.slot_decoder import used_slots
+
+LENGTHS = [3, 17, 17, 64, 150]
+V = 8
+
+MODERN = {"norm": "pre", "positions": "rotary", "biases": False, "activation": "geglu"}
+KINDS = {
+    "bert": ModelSettings(),
+    "modern": ModelSettings(**MODERN),
+    "albert": ModelSettings(backbone="albert", embedding_width=16),
+    "canine": ModelSettings(backbone="canine", canine=CanineSettings(local=32)),
+    "canine input": ModelSettings(backbone="canine", input="canine", canine=CanineSettings(rate=3)),
+    "decoder": ModelSettings(backbone="decoder", **MODERN),
+    "autoregressive": ModelSettings(backbone="decoder", head="autoregressive", **MODERN),
+    "byte": ModelSettings(input="byte"),
+    "subword": ModelSettings(input="subword"),
+    "ablations": ModelSettings(
+        ablation=AblationSettings("per_slot", "shuffled", 24, "block_diagonal")
+    ),
+    "canine, slots apart": ModelSettings(
+        backbone="canine", ablation=AblationSettings(first_projection="block_diagonal")
+    ),
+}
+
+
+def shape(kind: str, objective: str | None = None) -> ModelConfig:
+    model = KINDS[kind]
+    model = resolved(ModelSettings(**vars(model) | {"width": 64, "layers": 3}), V)
+    objective = objective or ("clm" if model.backbone == "decoder" else "mlm")
+    symbols = Symbols(497, 498, 499, 500) if model.input == "subword" else None
+    labels = ["a", "b", "c"] if objective == "classify" else None
+    pooling = "mean" if labels else "none"
+    return ModelConfig(160, V, objective, model, pooling, labels, symbols=symbols)
+
+
+def element_type(config: ModelConfig) -> torch.dtype:
+    return torch.int32 if config.symbols else torch.uint8
+
+
+def rows_of(config: ModelConfig, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor, Segments]:
+    """Made rows with their places, and the segments."""
+    rows_TV = torch.randint(97, 123, (sum(lengths), config.slots), dtype=element_type(config))
+    position_T = torch.cat([torch.arange(length) for length in lengths])
+    return rows_TV, position_T, Segments(torch.tensor(starts(lengths)).int(), lengths)
+
+
+def counted(config: ModelConfig, target_MV: torch.Tensor | None, memory=None) -> float:
+    """What torch counts in a forward and a backward pass."""
+    model = Model(config, memory)
+    rows = rows_of(config, LENGTHS)
+    # The other back ends of a CPU are not counted; this one computes its products one by one.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        if target_MV is None:
+            logits_SL = model(*rows)
+            label_loss(logits_SL, torch.zeros_like(logits_SL)).backward()
+        else:
+            select_M = torch.randperm(sum(LENGTHS))[: len(target_MV)]
+            nats_M, _ = model(*rows, select_M, target_MV)
+            nats_M.sum().backward()
+    return float(counter.get_total_flops())
+
+
+def causal_waste(config: ModelConfig) -> float:
+    """What MATH computes for pairs that a causal model does not look at."""
+    model = config.model
+    if not config.causal:
+        return 0
+    full = flops.attention_flops(LENGTHS, model.width)
+    return 3 * model.layers * (full - flops.attention_flops(LENGTHS, model.width, causal=True))
+
+
+def targets(config: ModelConfig, rows: int) -> torch.Tensor:
+    """Materials to predict, all with as many bytes and an end mark: half of the slots."""
+    target_MV = torch.randint(97, 123, (rows, config.slots), dtype=element_type(config))
+    target_MV[:, (config.slots + 1) // 2 :] = 255
+    return target_MV
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_formula_counts_what_torch_counts(kind):
+    config = shape(kind)
+    target_MV = targets(config, 40)
+    found = counted(config, target_MV)
+    used = None
+    waste = causal_waste(config)
+    if config.model.head == "autoregressive":
+        _, segments = used_slots(target_MV)
+        used = sum(segments.lengths)
+        triangle = flops.attention_flops(segments.lengths, config.model.slot_width, causal=True)
+        square = flops.attention_flops(segments.lengths, config.model.slot_width)
+        waste += 3 * config.model.slot_layers * (square - triangle)
+    expected = flops.step_flops(config, LENGTHS, len(target_MV), used) + waste
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["modern", "canine"])
+def test_the_classifier_counts_its_segments(kind):
+    config = shape(kind, "classify")
+    assert counted(config, None) == pytest.approx(flops.step_flops(config, LENGTHS), rel=1e-6)
+
+
+def test_what_is_computed_again_does_not_count():
+    config = shape("bert")
+    target_MV = targets(config, 40)
+    again = counted(config, target_MV, MemorySettings(checkpoint_every=1))
+    assert again > 1.2 * flops.step_flops(config, LENGTHS, 40)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [0, 1, 5, 63, 64, 200])
+@pytest.mark.parametrize("length", [0, 1, 2, 64])
+def test_the_pairs_of_a_segment(length, window, causal):
+    place = torch.arange(length)
+    offset = place - place.unsqueeze(1)
+    seen = torch.ones(length, length, dtype=torch.bool)
+    if window:
+        seen &= offset.abs() <= window
+    if causal:
+        seen &= offset <= 0
+    assert flops.pairs(length, causal, window) == seen.sum()
+
+
+def test_windows_and_global_blocks():
+    model = ModelSettings(width=64, layers=5, window=10, global_every=2)
+    config = ModelConfig(160, V, "mlm", resolved(model, V))
+    full = flops.attention_flops(LENGTHS, 64)
+    near = flops.attention_flops(LENGTHS, 64, window=10)
+    assert flops.stack_attention(config, LENGTHS) == 3 * full + 2 * near
+
+
+def test_bert_base_by_hand():
+    # 12 layers of 12 w² each; 12 * 12 * 768 * 512 more for the pairs of a row.
+    config = ModelConfig(512, 12, "mlm", resolved(ModelSettings(width=768, layers=12), 12))
+    by_hand = 1024 * (6 * 12 * 12 * 768**2 + 12 * 12 * 768 * 512)
+    assert flops.step_flops(config, [512, 512]) == by_hand
+    head = flops.step_flops(config, [512, 512], 150) - by_hand
+    assert head == 6 * 150 * 768 * (768 + 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A10", 125),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("H200", 989),
+        ("x86_64", None),
+        ("NVIDIA H20", None),
+    ],
+)
+def test_what_makers_state(name, tflops):
+    assert flops.stated_tflops(name) == tflops
+
+
+def test_gpus_of_two_sizes():
+    assert flops.gpu_of("NVIDIA A100-PCIE-40GB") == "A100-40"
+    assert flops.gpu_of("NVIDIA A100 80GB PCIe") == "A100-80"
+    assert flops.stated_tflops("NVIDIA H100 80GB HBM3", "fp32") == 67
