@@ -130,17 +130,20 @@ class Writer:
 
     def _write(self, files: list[TensorFile], config: str, manifest: dict[str, Any]) -> str | None:
         """Writes, publishes and clears up; the reason of a failure."""
-        name = f"step-{manifest['step']:08d}"
+        step, outcome = manifest["step"], "not written"
+        name = f"step-{step:08d}"
         temporary = self.folder / f".writing-{name}"
         try:
             self._on_all(lambda: self._begin(temporary, config), first_only=True)
             written = self._on_all(lambda: write_files(files, temporary))
             manifest["files"] = {name: entry for part in written for name, entry in part.items()}
-            self._on_all(lambda: self._publish(temporary, name, manifest), first_only=True)
+            self._on_all(lambda: self._publish(temporary, manifest), first_only=True)
+            outcome = "written, but older ones not removed"
+            self._on_all(lambda: self._clear_up(name, step), first_only=True)
         except SaveError as error:
             if self.ranks.first:
                 shutil.rmtree(temporary, ignore_errors=True)
-            return f"checkpoint of step {manifest['step']} not written: {error}"
+            return f"checkpoint of step {step} {outcome}: {error}"
         return None
 
     def _begin(self, temporary: Path, config: str) -> None:
@@ -149,20 +152,23 @@ class Writer:
         (temporary / "state").mkdir(parents=True)
         (temporary / "config.json").write_text(config, encoding="utf-8")
 
-    def _publish(self, temporary: Path, name: str, manifest: dict[str, Any]) -> None:
-        """Makes a written checkpoint visible, in one step, and takes away what it replaces."""
+    def _publish(self, temporary: Path, manifest: dict[str, Any]) -> None:
+        """Makes a written checkpoint visible, in one step."""
         config = temporary / "config.json"
         sync_file(config)
         manifest["files"][config.name] = [config.stat().st_size, digest(config)]
         write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2))
         sync_folder(temporary / "state")
-        place = self.folder / name
+        place = self.folder / temporary.name.removeprefix(".writing-")
         if place.exists():  # found corrupt when the run was resumed before it, and made again
             remove(place)
         os.rename(temporary, place)
+        sync_folder(self.folder)
+
+    def _clear_up(self, name: str, newest: int) -> None:
         write_atomically(self.folder / "latest", name + "\n")
         found = step_folders(self.folder)
-        for step in outdated(list(found), manifest["step"], self.keep_last, self.keep_every):
+        for step in outdated(list(found), newest, self.keep_last, self.keep_every):
             remove(found[step])
 
     def _on_all(self, action: Callable[[], Any], first_only: bool = False) -> list[Any]:

@@ -12,15 +12,15 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from elemdist.batch_plan import BatchPlan
-from elemdist.config import TrainSettings
-from elemdist.deepspeed_overrides import overridden
+from elemdist.deepspeed_overrides import check_own_keys, overridden
 from elemdist.errors import UserError
 from elemdist.run_settings import ZeroSettings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the settings' own check calls the one below
+    import torch
+
+    from elemdist.batch_plan import BatchPlan
+    from elemdist.config import TrainSettings
     from elemdist.engine import Ranks
 
 # Elements of a buffer, which DeepSpeed takes in full however small the model is: 200 MB in fp32.
@@ -33,8 +33,9 @@ def import_deepspeed() -> Any:
     import logging
 
     warnings.filterwarnings("ignore", module="deepspeed")
-    # Torch's own collectives warn of a function that they themselves call.
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
+    # Torch's own collectives warn of functions that they themselves call.
+    own = ".*(all_gather_into_tensor|reduce_scatter_tensor).*"
+    warnings.filterwarnings("ignore", message=own, category=FutureWarning)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -46,6 +47,25 @@ def import_deepspeed() -> Any:
 def use_bf16(settings: TrainSettings, device: torch.device) -> bool:
     auto = settings.precision == "auto"
     return device.type == "cuda" if auto else settings.precision == "bf16"
+
+
+def check_settings(settings: TrainSettings) -> None:
+    """Raises UserError on what ZeRO cannot do, whatever the data and the machine. Loads nothing."""
+    check_offload(settings.zero)
+    check_tiles(settings)
+    check_own_keys(settings.deepspeed)
+
+
+def check_tiles(settings: TrainSettings) -> None:
+    """Raises UserError where ranks would wait for each other for ever: under ZeRO 3 a layer that is
+    called once a tile fetches its parameters each time, and ranks have different numbers of tiles.
+    """
+    memory = settings.memory
+    if settings.zero.stage == 3 and memory.tile_rows and settings.model.backbone == "albert":
+        raise UserError(
+            "memory.tile_rows: ZeRO 3 cannot tile the one block that ALBERT runs again and again;"
+            " set --zero.stage 2, or leave out --memory.tile-rows"
+        )
 
 
 def check_offload(zero: ZeroSettings) -> None:
@@ -102,10 +122,10 @@ def check_nvme(zero: ZeroSettings) -> None:
 def deepspeed_config(settings: TrainSettings, plan: BatchPlan, ranks: Ranks) -> dict[str, Any]:
     """DeepSpeed's whole configuration: the derived one, and settings.deepspeed above it.
 
-    Needs no process group. Raises UserError on an offload that cannot be, and on an override that
+    Needs no process group. Raises UserError on what ZeRO cannot do, and on an override that
     DeepSpeed does not know or that would break the arithmetic of training.
     """
-    check_offload(settings.zero)
+    check_settings(settings)
     config = derived(settings, plan, ranks.device)
     return overridden(config, settings.deepspeed) if settings.deepspeed else config
 

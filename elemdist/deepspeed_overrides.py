@@ -1,12 +1,13 @@
 """DeepSpeed's own keys above the derived configuration: known ones only, none of ours.
 
 DeepSpeed itself passes over a top-level key that it does not know, so a mistyped one would change
-nothing and say nothing. Keys come dotted, nested, or both: {"zero_optimization.overlap_comm": true}.
+nothing and say nothing. Keys come dotted, {"zero_optimization.overlap_comm": true}, or nested.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 from elemdist.errors import UserError, nearest
@@ -52,6 +53,8 @@ FIXED = (
     "zero_optimization.offload_optimizer.ratio",
     "zero_optimization.offload_optimizer.super_offload",
     "zero_optimization.allgather_partitions",
+    "zero_optimization.legacy_stage1",
+    "zero_optimization.leaf_module",
 )
 
 # These DeepSpeed reads one by one, without a model.
@@ -85,7 +88,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def beneath(key: str, keys: Any) -> str | None:
+def beneath(key: str, keys: Iterable[str]) -> str | None:
     """The one of `keys` that is `key` or stands above or beneath it; None: no one does."""
     near = (one for one in keys if f"{key}.".startswith(f"{one}.") or one.startswith(f"{key}."))
     return next(near, None)
@@ -125,7 +128,6 @@ def known_keys(config: dict[str, Any]) -> dict[str, str]:
     known = {key: key for key in (*flat(config), *FLOPS_PROFILER)}
     for section, model in [
         ("", zero.DeepSpeedZeroConfig),
-        ("leaf_module.", zero.DeepSpeedZeroLeafModuleConfig),
         ("offload_optimizer.", zero.DeepSpeedZeroOffloadOptimizerConfig),
         ("offload_param.", zero.DeepSpeedZeroOffloadParamConfig),
     ]:
@@ -136,7 +138,7 @@ def known_keys(config: dict[str, Any]) -> dict[str, str]:
     known |= fields("tensorboard.", monitor.TensorBoardConfig)
     known |= fields("csv_monitor.", monitor.CSVConfig)
     known |= fields("comet.", monitor.CometConfig)
-    sections = {"leaf_module", "offload_optimizer", "offload_param"}
+    sections = ("offload_optimizer", "offload_param")
     return {
         key: name
         for key, name in known.items()
@@ -155,10 +157,7 @@ def overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, A
     result, stated = copy.deepcopy(config), flat(config)
     for key, value in flat(overrides).items():
         if key not in known:
-            section = key.partition(".")[0]
-            near = [other for other in known if other.partition(".")[0] == section]
-            hint = nearest(key, near) if near else nearest(section, {other.partition(".")[0] for other in known})
-            raise UserError(f"deepspeed: there is no key {key}{hint}")
+            raise UserError(f"deepspeed: there is no key {key}{hint(key, known)}")
         check_value(key, value, stated.get(known[key]))
         *path, name = known[key].split(".")
         place = result
@@ -169,17 +168,27 @@ def overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, A
     return result
 
 
+def hint(key: str, known: Iterable[str]) -> str:
+    """The nearest key of the same section; where there is no such section, the nearest section."""
+    section = key.partition(".")[0]
+    sections = {other.partition(".")[0] for other in known}
+    if section not in sections:
+        return nearest(section, sections)
+    return nearest(key, [other for other in known if other.partition(".")[0] == section])
+
+
 def check_value(key: str, value: Any, stated: Any) -> None:
     """Raises UserError where a value is of another kind than the one `stated` in its place."""
     if value == "auto":
         raise UserError(
             f"deepspeed: {key}: 'auto' means something to transformers only; leave the key out"
         )
-    kind = next((k for k in (bool, (int, float), str) if isinstance(stated, k)), None)
-    boolean = isinstance(value, bool)
-    if kind is not None and (not isinstance(value, kind) or boolean != (kind is bool)):
-        expected = {bool: "true or false", str: "text"}.get(kind, "a number")
-        raise UserError(f"deepspeed: {key}: '{value}' does not fit; expected {expected}")
+    for kind, expected in ((bool, "true or false"), ((int, float), "a number"), (str, "text")):
+        if isinstance(stated, kind):
+            boolean = isinstance(value, bool)
+            if not isinstance(value, kind) or boolean != (kind is bool):
+                raise UserError(f"deepspeed: {key}: '{value}' does not fit; expected {expected}")
+            return
 
 
 def check_as_deepspeed(config: dict[str, Any]) -> None:

@@ -18,13 +18,11 @@ from elemdist.batch_plan import BatchPlan
 from elemdist.blocks import Block
 from elemdist.compile_check import compile_obstacle
 from elemdist.config import TrainSettings
-from elemdist.deepspeed_config import (
-    check_nvme,
-    deepspeed_config,
-    import_deepspeed,
-    use_bf16,
-)
-from elemdist.errors import UserError
+from elemdist.deepspeed_config import check_nvme, deepspeed_config, import_deepspeed
+from elemdist.deepspeed_config import use_bf16 as use_bf16  # others take it from here
+from elemdist.errors import AgreedError, UserError
+from elemdist.guard import GuardedAdamW
+from elemdist.heads import Scored
 from elemdist.model import Model, parameter_groups
 
 Result = TypeVar("Result")
@@ -104,7 +102,7 @@ def on_first(action: Callable[[], Result]) -> Result:
             answer[1] = str(error)
     dist.broadcast_object_list(answer)
     if answer[1] is not None:
-        raise UserError(answer[1])
+        raise AgreedError(answer[1])
     return cast(Result, answer[0])
 
 
@@ -118,7 +116,7 @@ def on_every(action: Callable[[], None]) -> None:
     told: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(told, mine)
     if found := [message for message in told if message is not None]:
-        raise UserError(found[0])
+        raise AgreedError(found[0])
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
@@ -149,7 +147,7 @@ def build_engine(model: Model, settings: TrainSettings, plan: BatchPlan, ranks: 
     on_every(lambda: check_nvme(settings.zero))
     deepspeed = import_deepspeed()
     optim = settings.optim
-    optimizer = torch.optim.AdamW(
+    optimizer = GuardedAdamW(
         parameter_groups(model, optim.weight_decay),
         lr=optim.lr,
         betas=(optim.beta1, optim.beta2),
@@ -157,9 +155,12 @@ def build_engine(model: Model, settings: TrainSettings, plan: BatchPlan, ranks: 
         fused=True,  # one pass over the parameters and their moments instead of ten
     )
     if settings.zero.stage == 3:
-        # These call their layers once for each tile of rows, of which ranks have different numbers.
-        # As leaves they fetch their parameters in one collective, so that no rank waits for ever.
-        deepspeed.utils.set_z3_leaf_modules(model, [Block])
+        # Ranks have different numbers of tiles, so layers that fetched their own parameters would
+        # wait for each other for ever; these modules fetch all of theirs at once. ALBERT's one
+        # block runs several times in a pass, which DeepSpeed allows no such module.
+        shared = settings.model.backbone == "albert"
+        leaves = [Scored] if shared else [Block, Scored]
+        deepspeed.utils.set_z3_leaf_modules(model, leaves, raise_if_not_found=False)
     engine, *_ = deepspeed.initialize(
         model=model.to(ranks.device),
         optimizer=optimizer,
@@ -168,15 +169,19 @@ def build_engine(model: Model, settings: TrainSettings, plan: BatchPlan, ranks: 
     )
     engine.checkpoint_engine.load = load_data_only
     if settings.zero.stage == 0 and engine.bfloat16_enabled():
-        sum_gradients_in_fp32(model)
+        mend_whole_bf16(engine.optimizer)
     return engine
 
 
-def sum_gradients_in_fp32(model: Model) -> None:
-    """Has torch keep and add up the gradients of weights in bf16 in fp32, as ZeRO's stages 1 to 3
-    do; DeepSpeed's stage 0 would do it in bf16."""
-    for parameter in model.parameters():
-        parameter.grad_dtype = torch.float32
+def mend_whole_bf16(optimizer: Any) -> None:
+    """Makes DeepSpeed's stage 0 in bf16 as exact as ZeRO's stages: takes back the step that it
+    makes for the sake of its buffers, whose weight decay and count of steps would stay, and has
+    torch add up the gradients in fp32, not bf16."""
+    optimizer.optimizer.state.clear()
+    for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
+        for master, weight in zip(masters, weights, strict=True):
+            master.data.copy_(weight.data)
+            weight.grad_dtype = torch.float32
 
 
 def load_data_only(path: str, map_location: Any = None) -> Any:

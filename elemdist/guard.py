@@ -166,6 +166,13 @@ class Guard:
         return {"norms": list(self.norms), "bad_steps": self.bad_steps}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes back to a checkpoint's state; the rollbacks to it stay counted."""
-        self.norms = deque(map(float, state["norms"]), maxlen=WINDOW)
-        self.bad_steps = int(state["bad_steps"])
+        """Goes back to a checkpoint's state; the rollbacks to it stay counted. Raises UserError
+        where it is none."""
+        try:
+            self.norms = deque(map(float, state["norms"]), maxlen=WINDOW)
+            self.bad_steps = int(state["bad_steps"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                "the checkpoint's manifest has no state of the guard that can be read; remove that"
+                " checkpoint, and --resume takes the one before"
+            ) from error

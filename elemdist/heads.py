@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -93,8 +93,9 @@ class Scored(nn.Module):
         table: Tensor | None,
         target_MV: Tensor | None = None,
         tile_rows: int | None = None,
-    ) -> Tensor | Scores:
-        """The head's logits; with `tile_rows` what :func:`score` gives for `target_MV`."""
+    ) -> Any:
+        """The head's logits, (M, V, E); with `tile_rows`, 0 for all, what :func:`score` gives for
+        `target_MV`, (nats_M, correct_M)."""
         head = super().forward
         if tile_rows is None or target_MV is None:
             return head(x_MW, table, target_MV)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from elemdist import attention, checkpoint, run_folder
+from elemdist.auto_micro_batch import find_micro_samples
 from elemdist.batch import Reading
 from elemdist.batch_plan import BatchPlan, plan_batch
 from elemdist.checkpoint import Checkpoint
@@ -158,9 +159,9 @@ class Session:
         self.group = ranks.rank // settings.sequence_parallel
         self.share = open_groups(settings.sequence_parallel)
         if settings.auto_micro_batch:
-            from elemdist.auto_micro_batch import find_micro_samples
-
-            settings.batch.micro_samples = find_micro_samples(settings, self.data.config, ranks)
+            settings.batch.micro_samples = find_micro_samples(
+                settings, self.data.config, ranks, self.share
+            )
             self.plan = self.plan_batch()
         self.facts = facts_of(settings, self.data, self.plan, self.bf16)
         self.folder: Path = on_first(lambda: run_folder.prepare(settings))
@@ -242,6 +243,12 @@ class Session:
         self.say(line)
         if self.ranks.first:
             self.reporter.event(self.position.step, event, line=line, **figures)
+
+    def begin_interval(self) -> None:
+        """What the next line of metrics is about begins here."""
+        self.watch.take()
+        self.meter.take()
+        self.tally.reset()
 
     def close(self) -> None:
         """Writes out what is still held back."""

@@ -105,10 +105,17 @@ class Run:
         self.norm = 0.0
         self.problem: str | None = None  # why the newest checkpoint could not be written
 
-    def passes(self, batches: list[Batch]) -> list[Pass]:
-        """This rank's passes of the global batch that is next."""
+    def loader(self) -> Iterator[list[Batch]]:
+        """The batches of this rank's group from the position on, one list a step."""
+        session, position = self.session, self.session.position
+        order = Order(session.plan, session.group, self.settings.seed)
+        numbers = range(position.batches, position.batches + self.last - position.step)
+        return training_steps(session.data.train, order, numbers, reading=session.reading)
+
+    def passes(self, batches: list[Batch], number: int) -> list[Pass]:
+        """This rank's passes of the global batch `number` of the order."""
         session, device = self.session, self.ranks.device
-        place = (session.position.batches, session.plan, session.group, session.share)
+        place = (number, session.plan, session.group, session.share)
         return list(passes_of(batches, *place, self.config, self.settings, device))
 
     def agree(self, passes: list[Pass]) -> Agreed:
@@ -137,17 +144,13 @@ class Run:
                 cannot be had, on all ranks. What was done is saved before.
         """
         session, settings, position = self.session, self.settings, self.session.position
-        order = Order(session.plan, session.group, settings.seed)
-        first = position.batches
-        numbers = range(first, first + self.last - position.step)
-        loader = training_steps(session.data.train, order, numbers, reading=session.reading)
-        with closing(loader):  # type: ignore[type-var]
+        with closing(self.loader()) as loader:  # type: ignore[type-var]
             while position.step < self.last:
                 passes: list[Pass] = []
                 problem = None
                 with session.watch("data"):
                     try:
-                        passes = self.passes(next(loader))
+                        passes = self.passes(next(loader), position.batches)
                     except UserError as error:
                         problem = error
                 agreed = self.agree(passes)
@@ -190,7 +193,7 @@ class Run:
             raise Diverged("there is no checkpoint to go back to")
         session.go_to(found)
         session.position.batches = behind
-        session.tally.reset()
+        session.begin_interval()
         if self.ranks.first:
             session.reporter.rewind(found.step)
 
@@ -219,14 +222,16 @@ class Run:
     def after_step(self, agreed: Agreed) -> None:
         """What is due behind a step: metrics, an evaluation, a checkpoint."""
         settings, step = self.settings, self.session.position.step
-        if step % settings.log_every == 0 or step == self.last:
+        evaluates = is_due(step, settings.eval_every, self.last)
+        saves = is_due(step, settings.checkpoint_every, self.last) or agreed.save
+        if evaluates or saves or step % settings.log_every == 0:
             report(self.session, self.norm)
-        start = time.perf_counter()
-        if is_due(step, settings.eval_every, self.last):
+        if evaluates:
             evaluate_now(self.session)
-        if is_due(step, settings.checkpoint_every, self.last) or agreed.save:
+        if saves:
             self.save()
-        self.session.tally.start += time.perf_counter() - start
+        if evaluates or saves:
+            self.session.begin_interval()  # neither counts as training
 
     def train(self) -> None:
         """From the first step to the last, with metrics, evaluations and checkpoints.
@@ -239,13 +244,13 @@ class Run:
         session.introduce()
         if self.settings.guard.bad_step == "rollback" and session.saved_step is None:
             self.save()  # so that there is always one to go back to
-        session.tally.reset()
+        session.begin_interval()
         while session.position.step < self.last:  # a rollback begins it again
             for agreed in self.steps():
                 self.after_step(agreed)
         problem = session.writer.finish() or self.problem
         if problem is not None:
-            raise UserError(problem)
+            raise AgreedError(problem)
         session.say(
             f"done: {self.last} of {self.settings.steps} steps, run folder {session.folder}"
         )
@@ -300,7 +305,8 @@ def run(settings: TrainSettings) -> int:
     note(line, code)
     if line and (ranks.first or not together):
         rank = "" if together else f"rank {ranks.rank}: "
-        print(f"elemdist train: {rank}{line}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # a log file on a full disk
+            print(f"elemdist train: {rank}{line}", file=sys.stderr, flush=True)
     if together:
         dist.destroy_process_group()
         return code

@@ -106,6 +106,7 @@ class Watchdog:
         orphan = self._orphaned()
         code = EXIT_LOST if orphan else EXIT_STALLED
         # A disk or a terminal that hangs must not hold up the end.
+        faulthandler.dump_traceback_later(5 * SETTLE_S, exit=True, file=STDERR)
         backstop = threading.Timer(4 * SETTLE_S, os._exit, [code])
         backstop.daemon = True
         backstop.start()

@@ -111,8 +111,8 @@ def gradients(case: Case) -> tuple[float, float]:
     if case.settings.zero.offload_optimizer != "none":
         if case.stage == 3:
             return 0.0, 2 * part  # the sums, and a copy for the optimizer
-        # The optimizer's copy, new weights on their way back, and what earlier passes gave.
-        host = part + passing / case.ranks + passing * (case.passes > 1)
+        # The optimizer's copy, new weights on their way back, and sums over several passes.
+        host = part + passing / case.ranks + part * (case.passes > 1)
         return passing if case.stage == 1 else 0.0, host
     if case.stage == 1:
         return whole + (passing if case.bf16 else 0.0), 0.0

@@ -23,14 +23,18 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SIZES = ("tiny", "small", "base", "large")
 SUBWORDS = 30_522  # rows of the table of the original BERT, uncased
 N, V = 512, 12  # where nothing says otherwise
+HELP = (
+    "Without a GPU and without training: parameters; how the ranks share the samples of a step;"
+    " the memory of a rank by part, and what would take less where it does not fit; work and hours;"
+    " the longest samples that would fit. Memory and work are at their most: full samples of one"
+    " document each, all slots in use. Attention counts as a flash kernel, and 2 GB of memory are"
+    " set apart for the runtime. Exit code 1: it does not fit."
+)
 
 
 @dataclass
 class PlanSettings(TrainSettings):
-    """Tell what a recipe amounts to on GPUs, without one and without training: parameters, how the
-    ranks share a step's samples, memory of a rank by part, work, hours, and the longest samples.
-    Exit code 1 where it does not fit the memory; then what to change is told, in the order in which
-    it costs least. Memory and work are for full samples of one document each, their most"""
+    """The plan"""
 
     gpus: int = 0
     """Ranks of the run, each with a GPU of its own; 0: as many as `ranks` says, else 1."""
@@ -179,7 +183,7 @@ def table() -> list[str]:
 
 def run(argv: list[str], description: str | None) -> int:
     """``elemdist plan``; the exit code: 1 where the recipe does not fit the memory."""
-    settings = parse(PlanSettings, argv, "elemdist plan", None, description)
+    settings = parse(PlanSettings, argv, "elemdist plan", None, f"{description}. {HELP}")
     settings.check_plan()
     if settings.table:
         print("\n".join(table()))

@@ -1,15 +1,16 @@
-"""A rank that trains tiny models, one engine after the other: for the tests of the engine.
+"""A rank that works through cases, one engine after the other: for the tests of the engine.
 
     RANK=0 WORLD_SIZE=2 ... python tests/engine_ranks.py CASES.json RESULTS.json
 
-Each case is the command line of a run; its result are the global losses and the norms of its steps,
-or the message of a UserError. Started as a script, since every rank is a process of its own.
+A case is the command line of a run and what to do with it; its result is that of every rank, or the
+message of a UserError. Started as a script, since every rank is a process of its own.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -21,21 +22,22 @@ if not __package__:
     sys.path[0] = str(REPOSITORY)
 
 STEPS, SAMPLES, N, V = 3, 8, 16, 8
-MODEL = ["--model.layers", "2", "--model.width", "32", "--model.dropout", "0", "--device", "cpu"]
-OPTIM = ["--optim.warmup-steps", "1", "--optim.decay", "none", "--optim.lr", "1e-2"]
+COMMON = [
+    "--model.layers", "2", "--model.width", "32", "--model.dropout", "0", "--device", "cpu",
+    "--batch.global-samples", str(SAMPLES), "--batch.micro-samples", "2", "--optim.lr", "1e-2",
+]  # fmt: skip
 
 
 def run_cases(
-    cases: dict[str, list[str]], folder: Path, ranks: int = 2, timeout_s: float = 240
+    cases: dict[str, dict[str, Any]], folder: Path, ranks: int = 2, timeout_s: float = 300
 ) -> dict[str, Any]:
-    """The results of the cases, each trained by the same `ranks` processes.
+    """Name -> result of the cases, which the same processes work through one after the other.
 
     Raises TimeoutError where they do not end in time, and ends them."""
     from launcher.local import free_port, rank_environment
 
     source, target = folder / "cases.json", folder / "results.json"
     source.write_text(json.dumps(cases))
-    target.unlink(missing_ok=True)
     port, started, logs = free_port(), [], []
     for rank in range(ranks):
         logs.append(folder / f"rank-{rank}.txt")
@@ -56,8 +58,8 @@ def run_cases(
     return json.loads(target.read_text())
 
 
-def train(argv: list[str], uneven: bool) -> dict[str, Any]:
-    """Losses and norms of a few steps on made rows; `uneven`: rank 1 has far fewer of them."""
+def train(argv: list[str], few_rows: bool = False) -> dict[str, Any]:
+    """Losses and norms of a few steps on made rows; `few_rows`: rank 1 has far fewer of them."""
     import torch
     import torch.distributed as dist
 
@@ -69,7 +71,7 @@ def train(argv: list[str], uneven: bool) -> dict[str, Any]:
     from elemdist.model_config import model_config
     from elemdist.objectives import targets_of
 
-    settings = parse(TrainSettings, [*MODEL, *OPTIM, *argv], "test")
+    settings = parse(TrainSettings, [*COMMON, *argv], "test")
     rank, size = dist.get_rank(), dist.get_world_size()
     plan = plan_batch(settings.batch, N * V, size)
     config = model_config(settings, N, V)
@@ -81,7 +83,7 @@ def train(argv: list[str], uneven: bool) -> dict[str, Any]:
         total = torch.zeros(())
         for number in range(plan.passes):
             micro = plan.samples(plan.micro_batch(rank, number))
-            batch = made_batch(step * SAMPLES, micro, uneven and rank == 1)
+            batch = made_batch(step * SAMPLES, micro, few_rows and rank == 1)
             target = targets_of(batch, config, 0.5, 1)
             place = (batch.position_T, batch.segments)
             nats_M, _ = engine(target.rows_TV, *place, target.select_M, target.target_MV)
@@ -109,26 +111,60 @@ def made_batch(first: int, micro: range, short: bool) -> Any:
         length = 2 if short else int(random.integers(N // 2, N + 1))
         rows_BNV[row, :length] = random.integers(97, 123, (length, V))
         rows_BNV[row, 0, 0] = DOC
-    places = first + np.arange(micro.start, micro.stop)
-    return unpad(rows_BNV, None, places)
+    return unpad(rows_BNV, None, first + np.arange(micro.start, micro.stop))
+
+
+def find(
+    argv: list[str], n: int, memory_mb: list[int], address_space_mb: list[int] | None = None
+) -> int:
+    """The micro-batch that is found where the ranks may take so much memory more, each;
+    `address_space_mb`: so much in truth, beyond which the system gives them none."""
+    import torch
+    import torch.distributed as dist
+
+    from elemdist.auto_micro_batch import find_micro_samples
+    from elemdist.commandline import parse
+    from elemdist.config import TrainSettings
+    from elemdist.engine import Ranks
+    from elemdist.model_config import model_config
+    from elemdist.sequence_parallel import open_groups
+
+    settings = parse(TrainSettings, [*COMMON, *argv], "test")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    ranks = Ranks(rank, rank, size, torch.device("cpu"))
+    share = open_groups(settings.sequence_parallel)
+    none = resource.RLIM_INFINITY
+    if address_space_mb is not None:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        most = taken + address_space_mb[rank] * 1_000_000
+        resource.setrlimit(resource.RLIMIT_AS, (most, none))
+    try:
+        config = model_config(settings, n, V)
+        return find_micro_samples(settings, config, ranks, share, memory_mb[rank] * 1_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (none, none))
 
 
 def main(source: str, target: str) -> None:
+    import torch.distributed as dist
+
     from elemdist.config import TrainSettings
     from elemdist.engine import join_ranks
     from elemdist.errors import UserError
 
     ranks = join_ranks(TrainSettings(device="cpu"))
     results: dict[str, Any] = {}
-    for name, argv in json.loads(Path(source).read_text()).items():
+    for name, case in json.loads(Path(source).read_text()).items():
+        print(f"== {name}", flush=True)
+        action = find if "n" in case else train
         try:
-            results[name] = train(argv, uneven=name.startswith("uneven"))
+            mine = action(**case)
         except UserError as error:
-            results[name] = {"error": str(error)}
+            mine = {"error": str(error)}
+        results[name] = [None] * ranks.world_size
+        dist.all_gather_object(results[name], mine)
     if ranks.first:
         Path(target).write_text(json.dumps(results))
-    import torch.distributed as dist
-
     dist.destroy_process_group()
 
 

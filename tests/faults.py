@@ -19,6 +19,7 @@ import torch
 
 import elemdist.train
 from elemdist import checkpoint_writer
+from elemdist.shards import ShardSet
 
 
 def before_step(call: int, action: Callable[[], None]) -> None:
@@ -47,7 +48,7 @@ def hang(rank: int, victim: int, call: int) -> None:
 
 
 def bad_loss(rank: int, victim: int, calls: list[int]) -> None:
-    """The loss of one rank is not a number in these steps, or all from the first one on."""
+    """The loss of one rank is not a number in these steps."""
     loss_of, train_step, count = elemdist.train.loss_of, elemdist.train.train_step, 0
 
     def step(*words: Any) -> Any:
@@ -56,15 +57,91 @@ def bad_loss(rank: int, victim: int, calls: list[int]) -> None:
         return train_step(*words)
 
     def loss(*words: Any) -> Any:
-        found, nats = loss_of(*words)
-        return (found * torch.nan if count in calls else found), nats
+        found, by_source = loss_of(*words)
+        return (found * torch.nan if count in calls else found), by_source
 
     if rank == victim:
         elemdist.train.train_step = step  # type: ignore[assignment]
         elemdist.train.loss_of = loss  # type: ignore[assignment]
 
 
-def lose_shard(rank: int, victim: int, call: int, folder: str) -> None:
-    """The folder of the shards is moved away."""
+def slow(rank: int, seconds: float) -> None:
+    """Every step takes so long at least."""
+    step = elemdist.train.train_step
+
+    def wrapped(*words: Any) -> Any:
+        time.sleep(seconds)
+        return step(*words)
+
+    elemdist.train.train_step = wrapped  # type: ignore[assignment]
+
+
+def lose_shards(rank: int, victim: int, call: int, folder: str) -> None:
+    """The folder of the shards is moved away; no batch is read ahead, so that it is missed."""
+    steps = elemdist.train.training_steps
+
+    def one_by_one(*words: Any, **options: Any) -> Any:
+        *rest, order, numbers = words
+        for number in numbers:
+            yield from steps(*rest, order, range(number, number + 1), **options)
+
+    def lose() -> None:
+        shutil.move(folder, folder + ".lost")
+        for one in SETS:
+            one._views.clear()  # as if they had never been mapped
+
+    elemdist.train.training_steps = one_by_one  # type: ignore[assignment]
     if rank == victim:
-        before_step(call, lambda: shutil.move(folder, folder + ".lost"))
+        remember_sets()
+        before_step(call, lose)
+
+
+SETS: list[ShardSet] = []
+
+
+def remember_sets() -> None:
+    make = ShardSet.__init__
+
+    def remembered(self: ShardSet, *words: Any, **options: Any) -> None:
+        make(self, *words, **options)
+        SETS.append(self)
+
+    ShardSet.__init__ = remembered  # type: ignore[method-assign]
+
+
+def full_disk(rank: int, victim: int, calls: list[int]) -> None:
+    """From a step on no file of one rank grows above a few bytes, until another step."""
+
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    if rank == victim:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        before_step(calls[0], lambda: limit(1000))
+        before_step(calls[1], lambda: limit(resource.RLIM_INFINITY))
+
+
+def kill_in_write(rank: int, victim: int, moment: str, step: int) -> None:
+    """One rank is killed while it writes the checkpoint of a step: in the midst of its tensors,
+    before the manifest, or when all but `latest` is done."""
+    write_tensors, write_text = checkpoint_writer.write_tensors, checkpoint_writer.write_atomically
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def tensors(path: Path, *words: Any) -> Any:
+        if f"step-{step:08d}" in str(path):
+            path.write_bytes(b"half of")
+            die()
+        return write_tensors(path, *words)
+
+    def text(path: Path, content: str) -> None:
+        named = f"step-{step:08d}" in str(path) + content[:100]
+        if named and path.name == {"manifest": "manifest.json", "latest": "latest"}[moment]:
+            die()
+        write_text(path, content)
+
+    if rank == victim and moment == "tensors":
+        checkpoint_writer.write_tensors = tensors  # type: ignore[assignment]
+    elif rank == victim:
+        checkpoint_writer.write_atomically = text

@@ -1,7 +1,6 @@
-"""A rank of a small job over gloo with something wrong in it: for tests/test_launcher.py,
-test_stop.py and test_watchdog.py. Started by the launcher, or with its environment.
+"""Ranks of a small job over gloo with something wrong in it: for the tests of what ends a run.
 
-    python tests/faulty_ranks.py FOLDER FAULT VICTIM
+    python tests/faulty_ranks.py FOLDER FAULT VICTIM     with the environment of the launcher
 
 Every rank has the handlers and the watchdog of training and sums a number with the others again and
 again. FOLDER gets pid-RANK when all have met, and saved-RANK from a rank that stopped on request.
@@ -29,18 +28,7 @@ from elemdist.errors import EXIT_LOST, EXIT_STOPPED
 from elemdist.stop import StopRequest, lost_contact, write_end
 from elemdist.watchdog import Watchdog
 
-STALL_S = 3.0
-
-
-def collectives(numbers: torch.Tensor) -> dict[str, Callable[[], object]]:
-    half = numbers[: len(numbers) // dist.get_world_size()].clone()
-    return {
-        "all_reduce": lambda: dist.all_reduce(numbers),
-        "reduce_scatter": lambda: dist.reduce_scatter_tensor(half, numbers),
-        "broadcast": lambda: dist.broadcast(numbers, 0),
-        "barrier": dist.barrier,
-        "objects": lambda: dist.all_gather_object([None] * dist.get_world_size(), 1),
-    }
+STALL_S = float(os.environ.get("STALL_S", "5"))
 
 
 def do_harm(fault: str) -> None:
@@ -50,7 +38,7 @@ def do_harm(fault: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     if fault == "hang":
         time.sleep(600)
-    if fault == "hold":  # the interpreter's lock, too
+    if fault == "hold":  # the lock of the interpreter, too
         ctypes.PyDLL(None).sleep(600)
     if fault == "raise":
         raise ValueError("a bug of this rank")
@@ -60,12 +48,9 @@ def do_harm(fault: str) -> None:
 
 def work(folder: Path, fault: str, victim: int, request: StopRequest, dog: Watchdog) -> int:
     """Sums until a stop request or the fault; the exit code."""
-    rank, operation = dist.get_rank(), "all_reduce"
-    if fault in collectives(torch.zeros(2)):
-        operation, fault = fault, "kill"
-    operate = collectives(torch.zeros(1 << 12))[operation]
+    rank, numbers = dist.get_rank(), torch.zeros(1000)
     for step in range(1_000_000):
-        operate()
+        dist.all_reduce(numbers)
         dog.beat(f"step {step}")
         if step == 20:
             (folder / f"pid-{rank}").write_text(str(os.getpid()))
@@ -74,10 +59,8 @@ def work(folder: Path, fault: str, victim: int, request: StopRequest, dog: Watch
         asked = torch.tensor(float(request.reason is not None))
         dist.all_reduce(asked)
         if asked:
-            if fault != "slow" or rank != victim:
-                time.sleep(0.5 if fault == "saves" else 0)
-            else:
-                time.sleep(600)
+            with dog.paused("saving"):
+                time.sleep(600 if (fault, victim) == ("slow", rank) else 0.3)
             (folder / f"saved-{rank}").write_text(str(request.reason))
             return EXIT_STOPPED
         time.sleep(0.005)
@@ -93,9 +76,7 @@ def main(folder: Path, fault: str, victim: int) -> int:
         if rank == 0:
             write_end(folder, "failed", 20, line, code)
 
-    stall_s = 0.0 if fault == "unwatched" else STALL_S
-    fault = "freeze" if fault == "unwatched" else fault
-    with StopRequest() as request, Watchdog(folder, rank, stall_s, note) as dog:
+    with StopRequest() as request, Watchdog(folder, rank, STALL_S, note) as dog:
         try:
             return work(folder, fault, victim, request, dog)
         except RuntimeError as error:
@@ -103,6 +84,33 @@ def main(folder: Path, fault: str, victim: int) -> int:
                 raise
             print(f"rank {rank}: lost contact", file=sys.stderr, flush=True)
             return EXIT_LOST
+
+
+def collectives(numbers: torch.Tensor) -> dict[str, Callable[[], object]]:
+    ranks = dist.get_world_size()
+    half = numbers[: len(numbers) // ranks].clone()
+    return {
+        "all_reduce": lambda: dist.all_reduce(numbers),
+        "reduce_scatter": lambda: dist.reduce_scatter_tensor(half, numbers),
+        "broadcast": lambda: dist.broadcast(numbers, 0),
+        "barrier": dist.barrier,
+        "objects": lambda: dist.all_gather_object([None] * ranks, 1),
+    }
+
+
+def lose(rank: int, port: str, operation: str, victim: int, number: int, timeout_s: float) -> None:
+    """Two ranks communicate until one gets a signal; the other one exits with EXIT_LOST if what it
+    then sees is a lost contact."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+    operate = collectives(torch.zeros(1 << 12))[operation]
+    try:
+        for step in range(1_000_000):
+            operate()
+            if (rank, step) == (victim, 5):
+                os.kill(os.getpid(), number)
+    except Exception as error:
+        os._exit(EXIT_LOST if lost_contact(error) else 1)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.local import free_port
@@ -29,11 +27,12 @@ class Training:
         from tests.forked_rank import train
 
         self.log = log
-        port = str(free_port())
+        self.port = free_port()
+        arguments = [str(word) for word in words]
         self.processes = [
             CONTEXT.Process(
                 target=train,
-                args=([str(word) for word in words], rank, ranks, port, str(log), fault, facts),
+                args=(arguments, rank, ranks, str(self.port), str(log), fault, facts),
             )
             for rank in range(ranks)
         ]

@@ -8,11 +8,11 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import torch.utils.tensorboard  # noqa: F401, E402
+import torch.utils.tensorboard  # noqa: F401
 
-from elemdist.engine import import_deepspeed  # noqa: E402
-import elemdist.train  # noqa: E402
-from tests import faults  # noqa: E402
+import elemdist.train
+from elemdist.engine import import_deepspeed
+from tests import faults
 
 import_deepspeed()
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401, E402  # an engine imports it

@@ -33,7 +33,7 @@ def build(argv: list[str]) -> tuple[Any, Any]:
     from elemdist.commandline import parse
     from elemdist.config import TrainSettings
     from elemdist.deepspeed_config import deepspeed_config, import_deepspeed
-    from elemdist.engine import Ranks, sum_gradients_in_fp32
+    from elemdist.engine import Ranks, mend_whole_bf16
     from elemdist.guard import GuardedAdamW
 
     settings = parse(TrainSettings, [*argv, "--device", "cpu"], "test")
@@ -41,7 +41,7 @@ def build(argv: list[str]) -> tuple[Any, Any]:
     ranks = Ranks(rank, rank, size, torch.device("cpu"))
     plan = BatchPlan(size * PASSES, size, 1, PASSES)
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 7))
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 8))
     groups = [
         {"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
@@ -53,7 +53,7 @@ def build(argv: list[str]) -> tuple[Any, Any]:
         dist_init_required=False,
     )
     if engine.bfloat16_enabled() and settings.zero.stage == 0:
-        sum_gradients_in_fp32(model)
+        mend_whole_bf16(engine.optimizer)
     return engine, settings
 
 

@@ -81,6 +81,8 @@ def test_sequence_parallel_ranks_train_like_one(kind, packed, labelled, tmp_path
     train(tmp_path / "log", 1, *options(data, tmp_path / "whole", 1, *more))
     run, two, four = tmp_path / "run", ["--sequence-parallel", "2"], ["--sequence-parallel", "4"]
     train(tmp_path / "log", 2, *options(data, run, 2, *more, *two, "--stop-step", "7"))
-    train(tmp_path / "log", 4, *options(data, run, 3, *more, *four, "--resume", "--stop-step", "14"))
+    train(
+        tmp_path / "log", 4, *options(data, run, 3, *more, *four, "--resume", "--stop-step", "14")
+    )
     train(tmp_path / "log", 4, *options(data, run, 1, *more, *two, "--resume"))
     same_run(run, tmp_path / "whole")

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from elemdist.errors import UserError
 from elemdist.guard import FEWEST, WINDOW, Guard, GuardedAdamW
 from elemdist.run_settings import GuardSettings
 from launcher.local import free_port, rank_environment
@@ -182,3 +183,9 @@ def test_a_guard_goes_on_from_a_checkpoint_as_if_it_had_not_stopped():
     assert two.bad_steps == 1
     for norm in (90.0, math.nan, math.nan):
         assert one.verdict(None, norm) == two.verdict(None, norm)
+
+
+@pytest.mark.parametrize("state", [{}, {"norms": 1, "bad_steps": 0}, {"norms": ["x"]}])
+def test_a_damaged_state_is_a_users_error(state):
+    with pytest.raises(UserError, match="no state of the guard"):
+        guard().load_state(state)

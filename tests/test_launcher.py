@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -9,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.local import start_ranks
+from elemdist.errors import EXIT_LOST, EXIT_NOT_SAVED, EXIT_STALLED, EXIT_STOPPED
+from launcher.local import free_port, start_ranks
 from tests.conftest import REPOSITORY
+
+FAULTY = REPOSITORY / "tests" / "faulty_ranks.py"
 
 
 def script(tmp_path: Path, body: str) -> Path:
@@ -45,28 +50,187 @@ def test_a_user_error_of_a_rank_is_not_explained_twice(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("code", [78, 79, 130])
+def test_the_code_that_all_ranks_end_with_is_returned(tmp_path, capfd, code):
+    assert start_ranks(script(tmp_path, f"sys.exit({code})\n"), [], 2) == code
+    assert ("ended with code" in capfd.readouterr().err) == (code == 130)
+
+
+def test_what_a_failed_rank_has_started_ends_with_it(tmp_path):
+    body = (
+        "import subprocess\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        "open(f'{sys.argv[1]}/pid-{rank}', 'w').write(str(child.pid))\n"
+        "time.sleep(60) if rank == 0 else sys.exit(7)\n"
+    )
+    assert start_ranks(script(tmp_path, body), [str(tmp_path)], 2) == 7
+    wait_for(lambda: not any(runs(pid) for pid in pids(tmp_path)))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_no_rank_outlives_the_launcher(tmp_path, number):
-    path = script(
-        tmp_path, "open(f'{sys.argv[1]}/pid{rank}', 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
-    )
-    code = (
-        "import sys; from pathlib import Path; from launcher.local import start_ranks;"
-        "sys.exit(start_ranks(Path(sys.argv[1]), [sys.argv[2]], 2))"
-    )
-    starter = subprocess.Popen([sys.executable, "-c", code, path, tmp_path], cwd=REPOSITORY)
-    pids: list[int] = []
-    deadline = time.monotonic() + 30
-    while len(pids) < 2 and time.monotonic() < deadline:
-        pids = [int(text) for f in tmp_path.glob("pid*") if (text := f.read_text())]
-        time.sleep(0.05)
-    assert len(pids) == 2
+    body = "open(f'{sys.argv[1]}/pid-{rank}', 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
+    starter = launch(tmp_path, "none", path=script(tmp_path, body))
     starter.send_signal(number)
     starter.wait(30)
     assert starter.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    while any(runs(pid) for pid in pids) and time.monotonic() < deadline:
+    wait_for(lambda: not any(runs(pid) for pid in pids(tmp_path)))
+
+
+def test_ports_are_those_that_no_outgoing_connection_gets():
+    ports = {free_port() for _ in range(50)}
+    assert len(ports) > 40
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert max(ports) < low
+
+
+# From here on the ranks are those of tests/faulty_ranks.py: real ones over gloo, with the handlers
+# and the watchdog of training.
+
+
+def launch(folder: Path, fault: str, constants: str = "", path: Path = FAULTY, **options):
+    """A launcher in a process of its own, when its two ranks are at work."""
+    code = (
+        "import sys; from pathlib import Path; from launcher import local; "
+        f"{constants}\nsys.exit(local.start_ranks(Path(sys.argv[1]), sys.argv[2:], 2))"
+    )
+    words = [sys.executable, "-c", code, path, folder, fault, "1"]
+    with open(folder / "log", "w") as log:
+        options = {"stdout": log, "stderr": log, **options}
+        starter = subprocess.Popen(words, cwd=REPOSITORY, **options)
+    wait_for(lambda: len(pids(folder)) == 2 or starter.poll() is not None)
+    assert len(pids(folder)) == 2, (folder / "log").read_text()
+    return starter
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(text) for file in folder.glob("pid-*") if (text := file.read_text())]
+
+
+def saved(folder: Path) -> list[str]:
+    return [file.read_text() for file in sorted(folder.glob("saved-*"))]
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.05)
-    assert not any(runs(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_a_stop_request_lets_the_ranks_save_and_gives_75(tmp_path, number):
+    starter = launch(tmp_path, "none")
+    starter.send_signal(number)
+    starter.send_signal(number)  # at once again, as some senders do: still one request
+    assert starter.wait(60) == EXIT_STOPPED
+    assert saved(tmp_path) == ["SIGTERM", "SIGTERM"]
+    assert f"{number.name}: the ranks are asked" in (tmp_path / "log").read_text()
+    assert not any(runs(pid) for pid in pids(tmp_path))
+
+
+def test_ctrl_c_in_a_terminal_is_one_stop_request(tmp_path):
+    """It goes to all processes of the terminal's foreground group."""
+    master, slave = pty.openpty()
+    own = "import os, fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
+    starter = launch(tmp_path, "none", own, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    os.write(master, b"\x03")
+    assert starter.wait(60) == EXIT_STOPPED
+    assert b"SIGINT" in os.read(master, 10_000)
+    os.close(master)
+    assert saved(tmp_path) == ["SIGTERM", "SIGTERM"]
+
+
+def test_what_nohup_told_to_ignore_is_ignored(tmp_path):
+    ignore = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    starter = launch(tmp_path, "none", ignore)
+    starter.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert starter.poll() is None
+    starter.terminate()
+    assert starter.wait(60) == EXIT_STOPPED
+    assert "SIGHUP" not in (tmp_path / "log").read_text()
+
+
+def test_a_rank_that_stops_on_a_signal_of_its_own_stops_them_all(tmp_path):
+    starter = launch(tmp_path, "usr1")
+    assert starter.wait(60) == EXIT_STOPPED
+    assert sorted(saved(tmp_path)) == ["None", "SIGUSR1"]  # the loop of training passes it on
+    assert (tmp_path / "log").read_text() == ""
+
+
+def test_a_second_request_ends_ranks_that_do_not_save(tmp_path):
+    starter = launch(tmp_path, "slow", "local.AGAIN_S = 0.5")
+    starter.terminate()
+    wait_for(lambda: saved(tmp_path))
+    time.sleep(1)
+    assert starter.poll() is None
+    starter.terminate()
+    assert starter.wait(30) == 128 + signal.SIGTERM
+    assert not any(runs(pid) for pid in pids(tmp_path))
+
+
+def test_ranks_that_do_not_save_in_time_are_killed_and_named(tmp_path):
+    starter = launch(tmp_path, "slow", "local.STOP_GRACE_S = 4.0")
+    starter.terminate()
+    assert starter.wait(60) == EXIT_NOT_SAVED
+    assert "rank 1 did not save within 4 s and got killed" in (tmp_path / "log").read_text()
+    assert not any(runs(pid) for pid in pids(tmp_path))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_is_named_and_not_the_one_that_noticed(tmp_path, capfd, victim):
+    assert start_ranks(FAULTY, [str(tmp_path), "kill", str(victim)], 2) == EXIT_LOST
+    assert capfd.readouterr().err.splitlines() == [
+        f"rank {1 - victim}: lost contact",
+        f"elemdist train: rank {victim} was killed by signal 9 (SIGKILL); the others were ended;"
+        " run the same command with --resume",
+    ]
+
+
+def test_a_bug_of_one_rank_is_named_and_not_the_one_that_noticed(tmp_path, capfd):
+    assert start_ranks(FAULTY, [str(tmp_path), "raise", "1"], 2) == 1
+    err = capfd.readouterr().err
+    assert "ValueError: a bug of this rank" in err
+    assert "elemdist train: rank 1 ended with code 1" in err
+    assert "rank 0 ended" not in err
+
+
+@pytest.mark.parametrize("fault", ["hang", "freeze"])
+def test_a_rank_that_hangs_ends_the_run_with_stacks_and_no_rank_is_left(tmp_path, capfd, fault):
+    assert start_ranks(FAULTY, [str(tmp_path), fault, "1"], 2) == EXIT_STALLED
+    err = capfd.readouterr().err
+    assert "rank 0: no progress for" in err
+    (zero, *others) = sorted(path.name for path in (tmp_path / "stacks").iterdir())
+    assert zero == "rank-00000.txt"
+    if fault == "hang":
+        assert "do_harm" in (tmp_path / "stacks" / others[0]).read_text()
+        assert "elemdist train: ranks 0, 1 made no progress, see above; run the same" in err
+    else:
+        assert others == []
+        expected = "rank 0 made no progress, see above; rank 1 stood still, held by SIGSTOP, and"
+        assert expected in err
+    end = json.loads((tmp_path / "end.json").read_text())
+    assert end["code"] == EXIT_STALLED
+    assert not any(runs(pid) for pid in pids(tmp_path))
+
+
+def test_ranks_whose_launcher_is_killed_save_and_end(tmp_path):
+    starter = launch(tmp_path, "none")
+    starter.kill()
+    starter.wait()
+    wait_for(lambda: not any(runs(pid) for pid in pids(tmp_path)))
+    assert saved(tmp_path) == ["SIGTERM", "SIGTERM"]
+
+
+def test_ranks_that_hang_when_their_launcher_is_killed_end_too(tmp_path):
+    starter = launch(tmp_path, "hang", "import os; os.environ['STALL_S'] = '600'")
+    starter.kill()
+    starter.wait()
+    wait_for(lambda: not any(runs(pid) for pid in pids(tmp_path)))
+    assert saved(tmp_path) == []
+    assert "the process that started it is gone" in (tmp_path / "log").read_text()
 
 
 def runs(pid: int) -> bool:

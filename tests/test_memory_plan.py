@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,6 @@ def rank_main(rank: int, port: int, out: str) -> None:
         before = storages(all_tensors())
         engine = build_engine(Model(CONFIG), settings, PLAN, ranks)
         zero = deepspeed_config(settings, PLAN, ranks)["zero_optimization"]
-        print("T", run, __import__("time").time(), flush=True)
         found.append({"run": run, "zero": zero, "found": measure(engine, before)})
         engine.destroy()
         del engine
@@ -154,13 +153,52 @@ def test_the_state_is_what_engines_hold(engines, run):
     case, found = case_of(run, engines[run]["zero"]), engines[run]["found"]
     parts = memory_plan.on_device(case)
     device, host = memory_plan.optimizer(case)
-    print(
-        run,
-        {k: round(v / case.parameters, 3) for k, v in found.items()},
-        {k: round(v / case.parameters, 3) for k, v in parts.items()},
-    )
-    tensor = 4 * 256 * 1024  # the largest: one that lies across a cut is kept whole
+    tensor = 4 * 256 * 1024  # the largest: one across a cut is kept whole, offload has copies
     assert found["weights"] == pytest.approx(parts["weights"], abs=10_000)
     assert found["optimizer"] == pytest.approx(device + host, abs=10_000)
-    assert found["rest"] == pytest.approx(sum(memory_plan.gradients(case)), abs=2 * tensor)
-    assert found["buckets"] <= memory_plan.communication(case)
+    assert found["rest"] == pytest.approx(sum(memory_plan.gradients(case)), abs=3 * tensor)
+    gathered = found["gathered"] - found["weights"]
+    assert found["buckets"] + gathered <= memory_plan.communication(case) + 10_000
+    if case.stage == 3:
+        buckets = 4 * case.zero["reduce_bucket_size"]
+        assert gathered == pytest.approx(memory_plan.communication(case) - buckets, abs=10_000)
+
+
+# The arithmetic for more ranks than run here, on top of what is compared above.
+
+
+def small_case(**changes: Any) -> Case:
+    zero = {"reduce_bucket_size": 1000, "overlap_comm": True}
+    zero |= {"stage3_max_reuse_distance": 10**9, "stage3_prefetch_bucket_size": 10**6}
+    case = Case(CONFIG, settings_of(1, "bf16", "none"), 10**6, 10**4, 32, 4, 2, True, zero)
+    return replace(case, **changes)
+
+
+def test_the_longest_sample_is_the_last_that_fits():
+    case = small_case()
+    memory = 3e9
+    longest = memory_plan.longest_sample(case, memory)
+    assert memory_plan.total(case.with_sample(longest)) <= memory
+    assert memory_plan.total(case.with_sample(longest + 1)) > memory
+    assert memory_plan.longest_sample(case, 1e9) == 0
+    settings = replace(case.settings, sequence_parallel=8)
+    shared = memory_plan.longest_sample(replace(case, settings=settings), memory)
+    assert 4 < shared / longest < 8  # the table of positions grows, and what is exchanged comes on
+
+
+def test_a_sample_of_another_length_has_its_own_table_of_positions():
+    longer = small_case().with_sample(2 * ROWS)
+    assert longer.parameters == 10**6 + ROWS * CONFIG.model.width
+    sizes = [sum(p.numel() for p in Model(replace(CONFIG, n=n)).parameters()) for n in (8, 16)]
+    assert sizes[1] - sizes[0] == longer.parameters - 10**6
+
+
+def test_more_ranks_leave_less_of_what_a_stage_shards():
+    for stage, parts in enumerate([(), ("optimizer",), ("optimizer", "gradients")]):
+        settings = settings_of(stage, "bf16", "none")
+        few, many = (small_case(ranks=r, settings=settings) for r in (2, 64))
+        one, other = memory_plan.on_device(few), memory_plan.on_device(many)
+        changed = tuple(
+            part for part in ("weights", "optimizer", "gradients") if other[part] < one[part]
+        )
+        assert changed == parts

@@ -33,6 +33,8 @@ def scalars(run: Path, tag: str) -> dict[int, float]:
 
     board = EventAccumulator(str(run / "tensorboard"))
     board.Reload()
+    steps = [event.step for event in board.Scalars(tag)]
+    assert len(steps) == len(set(steps)), "a step is shown twice"
     return {event.step: event.value for event in board.Scalars(tag)}
 
 

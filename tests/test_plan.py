@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
+import sys
+
 import pytest
 import torch
 
+from elemdist.errors import UserError
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, resolved
 from elemdist.model_settings import ModelSettings
 from elemdist.streaming_compat import fit_torchvision
 from launcher import plan
-from tests.conftest import REPOSITORY, elemdist, expect_user_error
+from tests.conftest import REPOSITORY, elemdist, expect_user_error, run_command
 
 fit_torchvision()  # transformers imports torchvision, too
 import transformers  # noqa: E402
@@ -18,7 +23,32 @@ import transformers  # noqa: E402
 
 def settings(*recipes: str) -> plan.PlanSettings:
     paths = [str(REPOSITORY / "configs" / f"{name}.yaml") for name in recipes]
-    return plan.parse(plan.PlanSettings, paths, "elemdist plan")
+    found = plan.parse(plan.PlanSettings, paths, "elemdist plan")
+    plan.take_geometry(found)
+    return found
+
+
+@pytest.fixture
+def planned(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """planned(*words) -> (exit code, what is printed) of `elemdist plan`, in this process."""
+    monkeypatch.chdir(REPOSITORY)
+
+    def run(*words: str) -> tuple[int, str]:
+        code = plan.run(list(words), None)
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def memory(stdout: str) -> dict[str, float]:
+    """Part -> GB that a plan has printed."""
+    lines = stdout.partition("memory ")[2].splitlines()[1:]
+    found = {}
+    for line in lines:
+        if not (match := re.match(r"([a-z ]+?) +([0-9.]+)( of [0-9.]+: .*)?$", line)):
+            break
+        found[match[1]] = float(match[2])
+    return found
 
 
 def test_the_counts_are_those_of_the_model_that_is_trained():
@@ -64,17 +94,124 @@ def test_a_recipe_is_told_by_part():
     assert embedding.split() == ["embedding", f"{256 * 48:,}", f"{30522 * 768:,}"]
 
 
+def test_a_run_is_told_from_batch_to_hours(planned):
+    code, out = planned("configs/base.yaml", "--gpus", "32", "--gpu", "H200", "--mfu", "0.5")
+    assert code == 0
+    assert "256 samples (1,572,864 bytes) a step = 8 a pass x 32 rank(s) x 1 pass" in out
+    parts = memory(out)
+    assert list(parts) == [
+        "weights", "gradients", "optimizer", "batch", "activations kept", "largest temporary",
+        "communication", "runtime", "all",
+    ]  # fmt: skip
+    assert parts["weights"] == pytest.approx(2 * 86_060_800 / 1e9, abs=0.01)
+    assert parts["optimizer"] == pytest.approx(12 * 86_060_800 / 32 / 1e9, abs=0.01)
+    whole = parts.pop("all")
+    assert whole == pytest.approx(sum(parts.values()), abs=0.05)
+    # By hand: 6 a parameter of the blocks and byte row, and attention; the head for 15 % of them.
+    rows, width = 256 * 512, 768
+    flops = rows * (6 * 12 * 12 * width**2 + 12 * 12 * width * 512)
+    flops += 0.15 * rows * 6 * width * (width + 256)
+    assert f"work: {flops:.3g} FLOPs a step, {flops / rows / 12:.3g} a byte" in out
+    hours = 100_000 * flops / (0.5 * 989e12 * 32) / 3600
+    told = f"{hours:.3g} hours" if hours >= 1 else f"{hours * 60:.3g} minutes"
+    assert f"time: {told} for 100,000 steps" in out
+
+
+def test_the_longest_sample_fits_and_one_row_more_does_not(planned):
+    words = ["configs/base.yaml", "configs/bert-modern.yaml", "--batch.global-samples", "1"]
+    words += ["--memory.checkpoint-every", "1", "--gpu-memory-gb", "16", "--zero.stage", "0"]
+    code, out = planned(*words)
+    longest = int(re.search(r"longest n: ([0-9,]+) rows", out)[1].replace(",", ""))
+    assert planned(*words, "--n", str(longest))[0] == 0
+    code, out = planned(*words, "--n", str(longest + 1))
+    assert code == 1
+    assert "does not fit" in out
+
+
+def test_what_does_not_fit_says_what_would(planned):
+    words = ["configs/large.yaml", "--v", "16", "--n", "65536", "--gpu", "A100-40"]
+    words += ["--gpus", "8", "--memory.checkpoint-every", "0"]
+    code, out = planned(*words)
+    assert code == 1
+    told = [line.strip() for line in out.splitlines() if line.startswith("  --")]
+    sizes = [float(re.search(r": ([0-9.]+) GB", line)[1]) for line in told]
+    assert sizes == sorted(sizes, reverse=True)
+    assert [line for line in told if line.endswith(", fits")] == told[-1:]
+    remedy = [word for line in told for word in line.partition(":")[0].split()]
+    code, out = planned(*words, *remedy)
+    assert code == 0
+    assert memory(out)["all"] == pytest.approx(sizes[-1], abs=0.01)
+
+
+def test_offload_is_told_by_machine(planned):
+    words = ["configs/base.yaml", "--gpus", "16", "--zero.stage", "3"]
+    words += ["--zero.offload-optimizer", "cpu", "--gpus-per-node", "4"]
+    code, out = planned(*words)
+    assert code == 0
+    assert memory(out)["optimizer"] == 0
+    host = float(re.search(r"offloaded +([0-9.]+) in the memory of a machine with 4", out)[1])
+    assert host == pytest.approx(4 * (12 + 8) * 86_060_800 / 16 / 1e9, abs=0.01)
+
+
+def test_n_and_v_come_from_the_shards(planned, tmp_path):
+    manifest = {"format": "elemdist-shards", "version": 1, "n": 64, "v": 8, "labels": ["a", "b"]}
+    (tmp_path / "index.json").write_text('{"shards": []}')
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    words = ["--model.width", "64", "--data.train", str(tmp_path), "--batch.micro-samples"]
+    code, out = planned(*words, "8")
+    assert code == 0
+    assert "n = 64, v = 8" in out
+    assert "n = 128, v = 8" in planned(*words, "8", "--n", "128")[1]
+    del manifest["n"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest.json is damaged"):
+        planned(*words, "8")
+
+
+def test_help_loads_no_torch():
+    code = (
+        "import sys; from elemdist.cli import main; sys.argv = ['elemdist', 'plan', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    done = run_command(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    for words in ("--gpus", "--mfu", "RTX-6000-Ada", "Exit code 1"):
+        assert words in done.stdout
+
+
+def test_what_does_not_fit_gives_exit_code_1():
+    done = elemdist("plan", "configs/base.yaml", "--gpu-memory-gb", "3")
+    assert done.returncode == 1, done.stderr
+    assert "of 3: does not fit" in done.stdout
+    assert "more GPUs, larger ones" in done.stdout
+
+
 def test_what_cannot_be_is_one_line():
     expect_user_error(
-        elemdist("plan", "configs/base.yaml", "--sequence-parallel", "5"),
+        elemdist("plan", "configs/base.yaml", "--sequence-parallel", "5", "--gpus", "5"),
         "12 heads cannot be split over 5 ranks",
         "1, 2, 3, 4, 6, 12",
     )
-    expect_user_error(
-        elemdist("plan", "configs/large.yaml"), "1024 is not a multiple of v=12", "1020 and 1032"
-    )
-    expect_user_error(elemdist("plan", "--objective", "clm"), "take --objective mlm")
-    expect_user_error(elemdist("plan", "--v", "0"), "v: 0 is below 1")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("configs/large.yaml", "1024 is not a multiple of v=12.*1020 and 1032"),
+        ("--objective clm", "take --objective mlm"),
+        ("--v -1", "v: -1 is below 0"),
+        ("--gpu H1000", "gpu: 'H1000' does not fit"),
+        ("--mfu 1.5", r"mfu: 1.5 is not in \(0, 1\]"),
+        ("--gpus 4 --sequence-parallel 3", r"4 rank\(s\) do not divide into groups of 3"),
+        ("--gpus 32 --batch.global-samples 31", "31 global samples do not give each of 32 ranks"),
+        ("--zero.stage 1 --zero.offload-parameters cpu", "set --zero.stage 3"),
+        ("--data.train nowhere", "nowhere"),
+    ],
+)
+def test_what_cannot_be(planned, words, told):
+    with pytest.raises(UserError, match=told) as raised:
+        planned(*words.split())
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", [None, "bert-modern", "albert", "canine", "decoder"])

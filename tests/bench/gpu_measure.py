@@ -14,27 +14,14 @@ from typing import Any
 
 import torch
 
+from elemdist import flops
 from elemdist.attention import backends
 from elemdist.commandline import parse
 from elemdist.config import TrainSettings
 from elemdist.model_config import ModelConfig, model_config
 from elemdist.run_settings import MemorySettings
-from launcher.plan import parameters
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-# Dense bf16 arithmetic that the makers state, in TFLOPS; the first name that fits counts.
-STATED_TFLOPS = {
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "H200": 989,
-    "GH200": 989,
-    "B200": 2250,
-    "A100": 312,
-    "L40S": 362,
-    "L4": 121,
-    "A10G": 70,
-}
 BACKWARD_OF_FLASH = 2.5  # five products where the forward pass has two
 LEAST_TIMED_S = 0.05  # less than that, and a call is repeated within one reading
 
@@ -43,10 +30,9 @@ Row = dict[str, Any]
 
 def stated_tflops(device: torch.device) -> float | None:
     """What the device's maker states for dense bf16; None: unknown."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((value for part, value in STATED_TFLOPS.items() if part in name), None)
+    return (
+        flops.stated_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    )
 
 
 def environment(device: torch.device, dtype: torch.dtype) -> Row:
@@ -107,21 +93,19 @@ def elements_of(name: str) -> int:
     return 16 if width % 12 else 12
 
 
+def segments_of(rows: int, n: int) -> list[int]:
+    """Rows in segments of n, and a shorter one at the end."""
+    return [n] * (rows // n) + ([rows % n] if rows % n else [])
+
+
 def attention_flops(rows: int, n: int, width: int, causal: bool, window: int = 0) -> float:
-    """Of one layer's attention, forward: two products of (rows, width) with the keys in reach."""
-    reach = min(n, 2 * window + 1) if window else n
-    return 4.0 * rows * reach * width / (2 if causal else 1)
+    """Of one layer's attention, forward, for rows in segments of n."""
+    return flops.attention_flops(segments_of(rows, n), width, causal, window)
 
 
 def step_flops(config: ModelConfig, rows: int, n: int, predicted: float) -> float:
-    """Of one training step, forward and backward, of rows in segments of n: 6 per parameter of the
-    blocks and row, 12 * layers * width * n per row for attention (half if causal), and the head
-    for those rows that predict. What is computed a second time to save memory does not count."""
-    model = config.model
-    head = (model.width + config.elements) * config.embedding_width
-    matrices = 6.0 * (parameters(config)["blocks"] * rows + head * predicted)
-    pairs = attention_flops(rows, n, model.width, config.causal, model.window)
-    return matrices + 3.0 * model.layers * pairs
+    """Of one training step, forward and backward, for rows in segments of n."""
+    return flops.step_flops(config, segments_of(rows, n), predicted)
 
 
 def frugal() -> MemorySettings:

@@ -1,0 +1,104 @@
+"""How long a checkpoint holds up training: ours at once, in the background, and DeepSpeed's own.
+
+    elemdist bench checkpoint [--rounds 5] [--layers 12] [--width 768] [--zero 1] [--threads 2]
+        [--quick] [--json FILE]
+
+The state is that of a whole model and its AdamW, fp32, written to a temporary folder of this
+machine. Ours hashes every file and has the disk confirm it; DeepSpeed's save_checkpoint does
+neither. In the background, training is held up for the copy only; what the writing itself takes is
+told beside it, as the time until it is done when nothing else runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started by path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+from elemdist.checkpoint_writer import Writer
+from elemdist.train import Run
+from tests.bench.rounds import parser
+from tests.bench.training import made_shards, open_run
+
+AT_ONCE, BEHIND, DONE = "ours, at once", "ours, in the background", "  until it is written"
+DEEPSPEED = "DeepSpeed's save_checkpoint"
+N, V = 64, 12
+
+
+def seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def measured(run: Run, folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way in each round; all in turn."""
+    session, found = run.session, {name: [] for name in (AT_ONCE, BEHIND, DONE, DEEPSPEED)}
+    writers = {
+        name: Writer(folder / name, run.ranks, 1, 0, background=name == BEHIND)
+        for name in (AT_ONCE, BEHIND)
+    }
+    for number in range(rounds + 1):  # the first to warm up
+        took = {}
+        for name, writer in writers.items():
+            start = time.perf_counter()
+            problem = writer.save(session.engine, number, {}, session.facts, {})
+            took[name] = time.perf_counter() - start
+            problem = writer.finish() or problem
+            assert problem is None, problem
+            if name == BEHIND:
+                took[DONE] = time.perf_counter() - start
+        place = folder / "deepspeed"
+        took[DEEPSPEED] = seconds(lambda: session.engine.save_checkpoint(str(place), tag="one"))
+        shutil.rmtree(place)
+        for name in found if number else ():
+            found[name].append(took[name])
+    return found
+
+
+def main() -> None:
+    options = parser(__doc__, 5)
+    for name, default in (("layers", 12), ("width", 768), ("zero", 1)):
+        options.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    options.add_argument("--threads", type=int, help="of torch; default: all cores")
+    chosen = options.parse_args()
+    if chosen.threads:
+        os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
+    layers, width = (1, 96) if chosen.quick else (chosen.layers, chosen.width)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        words = {
+            "run-dir": folder / "run",
+            "data.train": made_shards(folder, 0.2, N, V),
+            "model.layers": layers,
+            "model.width": width,
+            "batch.global-samples": 2,
+            "zero.stage": chosen.zero,
+        }
+        with open_run(*(f"--{key}={value}" for key, value in words.items())) as run:
+            run.last = 1
+            next(run.steps())  # so that there are moments
+            found = measured(run, folder, 2 if chosen.quick else chosen.rounds)
+            print(f"{run.session.parameters:,} parameters, ZeRO {chosen.zero}, seconds (range):")
+    for key, took in found.items():
+        print(f"{key:30} {statistics.median(took):8.3f} ({min(took):.3f} to {max(took):.3f})")
+    for key, base in ((BEHIND, AT_ONCE), (AT_ONCE, DEEPSPEED)):
+        ratios = [a / b for a, b in zip(found[key], found[base], strict=True)]
+        middle = statistics.median(ratios)
+        print(f"{key} against {base}: x{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    if chosen.json:
+        chosen.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
