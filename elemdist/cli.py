@@ -49,6 +49,7 @@ def train(argv: list[str]) -> int:
     """train with DeepSpeed on shards; starts its own ranks"""
     from elemdist.commandline import parse
     from elemdist.config import TrainSettings
+    from elemdist.stop import read_end, write_end
     from launcher import local
 
     settings = parse(TrainSettings, argv, "elemdist train", None, train.__doc__)
@@ -56,14 +57,18 @@ def train(argv: list[str]) -> int:
     gpus = 0 if settings.device == "cpu" else local.count_gpus()
     ranks = settings.ranks or max(1, gpus)
     if ranks > 1:
-        return local.start_ranks(Path(__file__).with_name("train.py"), argv, ranks)
+        code = local.start_ranks(Path(__file__).with_name("train.py"), argv, ranks)
+        end = read_end(settings.run_dir or "")
+        if code and end and end["state"] == "running":  # rank 0 could not say it any more
+            write_end(settings.run_dir or "", "failed", end["step"], "a rank was lost", code)
+        return code
     from elemdist.train import main as train_here
 
     return train_here(argv)
 
 
 def plan(argv: list[str]) -> int:
-    """tell what a recipe amounts to: its parameters by part"""
+    """tell what a recipe amounts to: parameters, memory, hours, without a GPU"""
     from launcher.plan import run
 
     return run(argv, plan.__doc__)

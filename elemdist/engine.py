@@ -86,7 +86,8 @@ def join_ranks(settings: TrainSettings) -> Ranks:
         torch.cuda.set_device(device)
     dist.init_process_group(
         "gloo" if device.type == "cpu" else "nccl",
-        timeout=timedelta(minutes=30),
+        # Longer than the watchdog's, which has more to say of a rank that hangs.
+        timeout=timedelta(seconds=max(1800.0, settings.guard.stall_s + 600)),
         device_id=device if device.type == "cuda" else None,
     )
     return Ranks(dist.get_rank(), local_rank, dist.get_world_size(), device)

@@ -27,6 +27,7 @@ from elemdist.config import TrainSettings
 from elemdist.deepspeed_config import config_text
 from elemdist.errors import UserError
 from elemdist.remote import public
+from elemdist.stop import write_end
 
 PACKAGES = ["elemdist", "torch", "deepspeed", "mosaicml-streaming", "numpy", "safetensors"]
 
@@ -59,9 +60,16 @@ def public_settings(settings: TrainSettings) -> dict[str, Any]:
 
 
 def describe(
-    path: Path, settings: TrainSettings, facts: dict[str, Any], deepspeed: dict[str, Any]
+    path: Path,
+    settings: TrainSettings,
+    facts: dict[str, Any],
+    deepspeed: dict[str, Any],
+    step: int,
 ) -> None:
-    """Writes what is needed to do the run again. Raises UserError where that cannot be written."""
+    """Writes what is needed to do the run again, and that it runs, from `step` on.
+
+    Raises UserError where that cannot be written.
+    """
     text = yaml.safe_dump(public_settings(settings), sort_keys=False, allow_unicode=True)
     files = {
         "settings.yaml": text,
@@ -71,6 +79,7 @@ def describe(
     try:
         for name, content in files.items():
             (path / name).write_text(content, encoding="utf-8")
+        write_end(path, "running", step)
     except OSError as error:
         raise UserError(f"run_dir: cannot write into {path}: {error.strerror}") from None
 

@@ -226,7 +226,7 @@ class Session:
 
         def work() -> None:
             config = deepspeed_config(self.settings, self.plan, self.ranks)
-            run_folder.describe(self.folder, self.settings, self.facts, config)
+            run_folder.describe(self.folder, self.settings, self.facts, config, self.position.step)
             self.reporter = Reporter(self.folder, self.position.step, self.settings.wandb)
 
         on_first(work)

@@ -26,6 +26,7 @@ from types import FrameType
 
 from elemdist.errors import (
     EXIT_DIVERGED,
+    EXIT_INTERRUPTED,
     EXIT_LOST,
     EXIT_NOT_SAVED,
     EXIT_STALLED,
@@ -41,7 +42,7 @@ SETTLE_S = 3.0  # after a rank failed, for the others to end by themselves and s
 GRACE_S = 10.0  # from asking them to end until they are killed
 PR_SET_PDEATHSIG = 1
 # The rank has said all there is to say.
-SPOKEN = (EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_NOT_SAVED)
+SPOKEN = (EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_NOT_SAVED, EXIT_INTERRUPTED)
 
 Process = subprocess.Popen[bytes]
 

@@ -46,7 +46,6 @@ CONTEXT.set_forkserver_preload([__name__])
 
 SAMPLES, ROWS, V, WIDTH = 8, 6, 4, 20
 FACTS = {"model": {"width": WIDTH}, "seed": 1}
-KILLED = -signal.SIGKILL
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,11 @@ class Setup:
     parameters: str = "none"
     backbone: str = "bert"
     disk: str | None = None
+
+    def __str__(self) -> str:
+        words = [f"{self.ranks}x", f"zero{self.stage}", "bf16" if self.bf16 else "fp32"]
+        words += [word for word in (self.offload, self.backbone) if word not in ("none", "bert")]
+        return "-".join(words)
 
     def settings(self) -> TrainSettings:
         stage_3 = {"zero_optimization.stage3_param_persistence_threshold": 50}
@@ -299,5 +303,5 @@ def run(folder: Path, function: Callable[..., Any], setup: Setup, **words: Any) 
     """`start`, where nothing may go wrong and all ranks find the same; what they find."""
     done = start(folder, function, setup, **words)
     assert done.codes == [0] * setup.ranks, done.log
-    assert all(found == done.found[0] for found in done.found), done.found
+    assert done.found.count(done.found[0]) == setup.ranks, done.found
     return done.found[0]

@@ -94,8 +94,8 @@ def run_of(kind: str, memory: MemorySettings) -> Pass:
 def test_the_formula_is_what_a_pass_holds(kind, case):
     run = run_of(kind, CASES[case])
     kept, most = measured(run, samples=6)
-    assert kept_bytes(run) == pytest.approx(kept, rel=0.02)
-    assert kept_bytes(run) + largest_temporary(run) == pytest.approx(most, rel=0.12)
+    assert kept_bytes(run) == pytest.approx(kept, rel=0.015)
+    assert kept_bytes(run) + largest_temporary(run) == pytest.approx(most, rel=0.1)
 
 
 def test_masks_of_dropout():
@@ -139,4 +139,4 @@ def test_ranks_that_share_the_rows(tmp_path: Path) -> None:
         assert kept_bytes(run) == pytest.approx(kept, rel=0.05), item
         peak = kept_bytes(run) + largest_temporary(run)
         exchange = 3 * run.c * run.rows * run.model.width  # of queries, keys and values
-        assert 0.95 * peak <= most <= 1.1 * (peak + exchange), item
+        assert 0.9 * peak <= most <= 1.1 * (peak + exchange), item

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from elemdist.engine import load_data_only
+from tests.engine_ranks import run_cases
 
 
 class Poison:
@@ -33,3 +35,62 @@ def test_tensors_and_numbers_are_loaded(tmp_path):
     file = tmp_path / "plain.pt"
     torch.save({"step": 1, "weight": torch.ones(2)}, file)
     assert load_data_only(str(file))["weight"].tolist() == [1.0, 1.0]
+
+
+Z3_BARE = '{"zero_optimization.stage3_param_persistence_threshold": 0}'
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same steps of two ranks under every stage, in fp32 and in bf16, four passes a step."""
+    cases = {
+        f"{precision} {stage}": {
+            "argv": [
+                "--zero.stage", str(stage), "--precision", precision, "--batch.micro-samples", "1",
+            ]
+        }
+        for precision in ("fp32", "bf16")
+        for stage in range(4)
+    }  # fmt: skip
+    return run_cases(cases, tmp_path_factory.mktemp("stages"))
+
+
+def test_all_stages_learn_alike_in_both_precisions(stages):
+    for precision, exact in (("fp32", 1e-6), ("bf16", 2e-6)):
+        expected, other = stages[f"{precision} 1"]
+        assert expected == other, "all ranks know the same norms and losses"
+        for stage in (0, 2, 3):
+            found = stages[f"{precision} {stage}"][0]
+            # Stage 0 takes the norm, which only clips here, of gradients that are rounded to bf16.
+            close = 1e-3 if (precision, stage) == ("bf16", 0) else 1e-5
+            assert found["norms"] == pytest.approx(expected["norms"], rel=close)
+            assert found["losses"] == pytest.approx(expected["losses"], rel=exact), stage
+
+
+def test_bf16_learns_as_fp32_does(stages):
+    exact, rounded = stages["fp32 1"][0]["losses"], stages["bf16 1"][0]["losses"]
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=1e-3)
+
+
+def test_ranks_with_different_numbers_of_tiles_do_not_wait_for_each_other(tmp_path):
+    """Rank 1 has 4 rows a pass, rank 0 up to 32, so 1 tile and up to 8 of them."""
+    tiles = ["--memory.tile-rows", "4", "--memory.tile-loss-rows", "4"]
+    bare = ["--zero.stage", "3", "--deepspeed", Z3_BARE, "--memory.checkpoint-every", "1"]
+    decoder = ["--model.head", "autoregressive", "--model.slot-width", "32"]
+    albert = ["--model.backbone", "albert"]
+    cases = {
+        "bert": ["--zero.stage", "1"],
+        "bert tiles": [*bare, *tiles],
+        "decoder": [*decoder, "--zero.stage", "1"],
+        "decoder tiles": [*decoder, *bare, *tiles],
+        "albert": [*albert, "--zero.stage", "1"],
+        "albert tiles": [*albert, *bare, "--memory.tile-loss-rows", "4"],
+    }
+    found = run_cases(
+        {name: {"argv": argv, "few_rows": True} for name, argv in cases.items()}, tmp_path
+    )
+    for name in ("bert", "decoder", "albert"):
+        expected, tiled = found[name][0], found[f"{name} tiles"][0]
+        for figures in ("losses", "norms"):
+            assert tiled[figures] == pytest.approx(expected[figures], rel=1e-5)
