@@ -107,17 +107,18 @@ def on_first(action: Callable[[], Result]) -> Result:
     return cast(Result, answer[0])
 
 
-def on_every(action: Callable[[], None]) -> None:
-    """Runs `action` on every rank; the UserError of any of them is raised on all."""
-    mine: str | None = None
+def on_every(action: Callable[[], Result]) -> Result:
+    """What `action` gives on this rank; the UserError of any rank is raised on all."""
+    result, mine = None, None
     try:
-        action()
+        result = action()
     except UserError as error:
         mine = str(error)
     told: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(told, mine)
     if found := [message for message in told if message is not None]:
         raise AgreedError(found[0])
+    return cast(Result, result)
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
@@ -144,7 +145,7 @@ def build_engine(model: Model, settings: TrainSettings, plan: BatchPlan, ranks: 
     """The DeepSpeed engine around `model`, with AdamW; the learning rate is set step by step.
 
     Raises UserError where DeepSpeed's configuration, or what is to be offloaded, cannot be."""
-    config = deepspeed_config(settings, plan, ranks)
+    config = on_every(lambda: deepspeed_config(settings, plan, ranks))
     on_every(lambda: check_nvme(settings.zero))
     deepspeed = import_deepspeed()
     optim = settings.optim
@@ -168,7 +169,6 @@ def build_engine(model: Model, settings: TrainSettings, plan: BatchPlan, ranks: 
         config=config,
         dist_init_required=False,
     )
-    engine.checkpoint_engine.load = load_data_only
     if settings.zero.stage == 0 and engine.bfloat16_enabled():
         mend_whole_bf16(engine.optimizer)
     return engine
@@ -183,30 +183,3 @@ def mend_whole_bf16(optimizer: Any) -> None:
         for master, weight in zip(masters, weights, strict=True):
             master.data.copy_(weight.data)
             weight.grad_dtype = torch.float32
-
-
-def load_data_only(path: str, map_location: Any = None) -> Any:
-    """torch.load that runs no code: beside tensors only the three plain types of DeepSpeed's own
-    that its checkpoints hold. DeepSpeed's loader would execute whatever a file says."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-        return torch.load(path, map_location=map_location, weights_only=True)
-
-
-def optimizer_step(engine: Any) -> Any:
-    """``engine.step()``; the norm of the whole gradient before clipping (a number or a tensor of
-    one), None as long as gradients are accumulated."""
-    if not engine.is_gradient_accumulation_boundary():
-        engine.step()
-        return None
-    if engine.zero_optimization_stage() or engine.bfloat16_enabled():
-        engine.step()
-        return engine.get_global_grad_norm()
-    # Without ZeRO and in fp32 DeepSpeed clips, but keeps no norm.
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    engine.step()
-    return norm

@@ -27,7 +27,7 @@ from elemdist.config import TrainSettings
 from elemdist.deepspeed_config import config_text
 from elemdist.errors import UserError
 from elemdist.remote import public
-from elemdist.stop import write_end
+from elemdist.stop import read_end, write_end
 
 PACKAGES = ["elemdist", "torch", "deepspeed", "mosaicml-streaming", "numpy", "safetensors"]
 
@@ -37,7 +37,10 @@ def prepare(settings: TrainSettings) -> Path:
     path = Path(settings.run_dir or "")
     if path.exists() and not path.is_dir():
         raise UserError(f"run_dir: {path} is a file; name a folder")
-    if path.is_dir() and any(path.iterdir()) and not settings.resume:
+    end = read_end(path)
+    # A start that failed before its first step left nothing to go on with.
+    fresh = end is not None and end["state"] == "failed" and end["step"] == 0
+    if path.is_dir() and any(path.iterdir()) and not (settings.resume or fresh):
         raise UserError(
             f"run_dir: {path} is not empty; add --resume to go on with that run, or name another"
         )

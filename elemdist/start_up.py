@@ -75,9 +75,8 @@ def open_data(settings: TrainSettings, ranks: Ranks) -> Data:
     Raises:
         UserError: on all ranks, where any of them finds a flaw.
     """
-    found: list[Data] = []
 
-    def work() -> None:
+    def work() -> Data:
         train = open_mixture(settings.data)
         held_out = ShardSet(settings.data.eval) if settings.data.eval else None
         config = config_for(settings, train)
@@ -89,10 +88,9 @@ def open_data(settings: TrainSettings, ranks: Ranks) -> Data:
         for shards in (train, held_out):
             if shards is not None and settings.data.verify:
                 shards.verify(ranks.rank, ranks.world_size)
-        found.append(Data(train, held_out, config))
+        return Data(train, held_out, config)
 
-    on_every(work)
-    return found[0]
+    return on_every(work)
 
 
 def facts_of(settings: TrainSettings, data: Data, plan: BatchPlan, bf16: bool) -> dict[str, Any]:
@@ -149,13 +147,13 @@ class Session:
         self.settings, self.ranks = settings, ranks
         self.stop, self.watchdog, self.meter = stop, watchdog, meter
         self.data = open_data(settings, ranks)
-        self.reading = open_reading(self.data.config)
+        self.reading = on_every(lambda: open_reading(self.data.config))
         self.bf16 = use_bf16(settings, ranks.device)
         dtype = torch.bfloat16 if self.bf16 else torch.float32
-        self.attention = attention.choose(settings.attention, ranks.device, dtype)
+        self.attention = on_every(lambda: attention.choose(settings.attention, ranks.device, dtype))
         if settings.compile:
-            check_compile(settings.zero.stage, ranks.device)
-        self.plan = self.plan_batch()
+            on_every(lambda: check_compile(settings.zero.stage, ranks.device))
+        self.plan = on_every(self.plan_batch)
         self.group = ranks.rank // settings.sequence_parallel
         self.share = open_groups(settings.sequence_parallel)
         if settings.auto_micro_batch:
@@ -197,7 +195,7 @@ class Session:
         """Model, engine and guard, as `found` has them or as a run begins."""
         settings = self.settings
         seed_everything(settings.seed, settings.deterministic)
-        model, line = build_model(settings, self.data, self.reading, found)
+        model, line = on_every(lambda: build_model(settings, self.data, self.reading, found))
         if line is not None:
             self.say(line)
         self.parameters = sum(p.numel() for p in model.parameters())

@@ -149,7 +149,7 @@ class Case:
 def loss_of(model: Any, batch: Batch, share: Share | None) -> tuple[Tensor, Targets]:
     """This rank's share of the summed loss of a batch."""
     shape = getattr(model, "module", model).config
-    targets = targets_of(batch, shape, 0.3, seed=1)
+    targets = targets_of(batch, shape, 0.5, seed=1)
     rows_TV, position_T, segments, select_M, target_MV = share_batch(batch, targets, share)
     if shape.objective != "classify":
         nats_M, _ = model(rows_TV, position_T, segments, select_M, target_MV)

@@ -10,7 +10,7 @@ import pytest
 
 from elemdist import bench
 from elemdist.errors import UserError
-from tests.bench import gpu_measure, gpu_report
+from tests.bench import gpu_report
 from tests.bench.rounds import Rates
 from tests.conftest import REPOSITORY, elemdist, expect_user_error, run_command
 
@@ -140,16 +140,3 @@ def test_a_part_of_the_report_that_fails_or_hangs_says_so(tmp_path):
     assert found.getvalue() == ""
 
 
-def test_arithmetic_by_formula():
-    # BERT-base without its table has 85.1 million parameters; 12 * 12 * 768 * 512 more for pairs.
-    config = gpu_measure.size_of("base", 512, 12)
-    flops = gpu_measure.step_flops(config, rows=1000, n=512, predicted=0)
-    blocks = 12 * (12 * 768 * 768 + 13 * 768) + 2 * 768  # and the norm before them
-    assert flops == 1000 * (6 * blocks + 12 * 12 * 768 * 512)
-    assert gpu_measure.step_flops(config, 1000, 512, 150) - flops == 6 * 150 * 768 * (768 + 256)
-    full = gpu_measure.attention_flops(100, 4096, 768, causal=False)
-    assert gpu_measure.attention_flops(100, 4096, 768, causal=True) == full / 2
-    assert gpu_measure.attention_flops(100, 4096, 768, causal=False, window=4096) == full
-    assert gpu_measure.attention_flops(100, 4096, 768, False, 50) == pytest.approx(
-        full * 101 / 4096
-    )

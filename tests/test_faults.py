@@ -6,6 +6,8 @@ must be that of the undisturbed run.
 
 from __future__ import annotations
 
+import io
+import json
 import random
 import re
 import shutil
@@ -18,6 +20,7 @@ import pytest
 import torch
 
 from elemdist.checkpoint import find
+from elemdist.checkpoint_files import digest
 from elemdist.errors import (
     EXIT_DIVERGED,
     EXIT_LOST,
@@ -237,6 +240,35 @@ def test_data_that_is_lost_ends_the_run_with_what_was_done(runs, tmp_path):
     assert finished(runs.run) >= 5
     shutil.move(f"{folder}.lost", folder)
     runs.go_on(*more)
+
+
+class Poison:
+    """Unpickled by a loader that runs code, it makes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize("name", ["state/rank-00000.safetensors", "model.safetensors"])
+def test_a_checkpoint_of_somebody_else_executes_nothing(name, runs, tmp_path):
+    """A pickle in place of a file, which the manifest vouches for: one line, and no code runs."""
+    training = runs.start("--stop-step", "4")
+    assert training.codes() == [0, 0], training.output()
+    place, target = runs.run / "checkpoints" / "step-00000004", tmp_path / "executed"
+    torch.save({"weight": torch.ones(3), "more": Poison(target)}, place / name)
+    manifest = json.loads((place / "manifest.json").read_text())
+    size = (place / name).stat().st_size
+    manifest["files"][name] = [size, digest(place / name)]
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    out = train(tmp_path / "log 2", 2, *runs.words("--resume"), code=EXIT_USER_ERROR)
+    assert len(re.findall("elemdist train: error: ", out)) == 1, out
+    assert "Traceback" not in out
+    assert not target.exists()
+    torch.load(io.BytesIO((place / name).read_bytes()), weights_only=False)
+    assert target.exists(), "the poison does not work, so this test shows nothing"
 
 
 def test_nothing_is_left_behind(runs):

@@ -79,7 +79,7 @@ def test_a_corrupt_checkpoint_is_passed_over_with_a_line_that_says_so(packed, tm
     run = tmp_path / "run"
     options = ["--checkpoint-every", "3"]
     train(run, packed, *options, "--stop-step", "6", ranks=1)
-    (damaged,) = (run / "checkpoints/step-00000006").rglob("*optim_states.pt")
+    (damaged,) = (run / "checkpoints/step-00000006").rglob("rank-*.safetensors")
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
