@@ -22,8 +22,8 @@ from elemdist.batch import Batch, unpad
 from elemdist.batch_plan import BatchPlan, global_samples
 from elemdist.config import TrainSettings
 from elemdist.device_memory import Memory
-from elemdist.engine import Ranks, build_engine
-from elemdist.errors import UserError
+from elemdist.engine import Ranks, build_engine, on_every
+from elemdist.errors import AgreedError, UserError
 from elemdist.inputs import open_reading
 from elemdist.metric_writers import tell
 from elemdist.metrics import amount
@@ -58,7 +58,7 @@ def find_micro_samples(
     groups = ranks.world_size // settings.sequence_parallel
     most = -(-global_samples(settings.batch, config.n * config.v) // groups)
     least(1, ranks.device)  # none has taken memory before all have looked
-    memory = Memory(ranks.device, memory_bytes)
+    memory = on_every(lambda: Memory(ranks.device, memory_bytes))
     trial = Trial(settings, config, ranks, share)
     try:
         return search(trial, memory, most)
@@ -88,7 +88,7 @@ def search(trial: Trial, memory: Memory, most: int) -> int:
             points.append((size, peak))
             fits = size
         elif not fits:
-            raise UserError(
+            raise AgreedError(
                 "auto_micro_batch: not even one sample a pass fits; take --memory.checkpoint-every"
                 " 1, --memory.tile-rows, a higher --zero.stage, or shard with a smaller --n"
             )

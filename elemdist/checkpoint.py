@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from elemdist import checkpoint_state, pretrained
 from elemdist.checkpoint_files import (
+    FORMAT,
     VERSION,
     damage,
+    digest,
     flaw,
     read_manifest,
     step_folders,
-)
-from elemdist.checkpoint_files import (
-    write_atomically as write_atomically,  # whoever writes a text file that must be whole
+    write_atomically,
 )
 from elemdist.checkpoint_parts import UNREADABLE, WEIGHTS, check_shapes, unusable
 from elemdist.commandline import build
@@ -42,6 +42,11 @@ from elemdist.errors import UserError
 from elemdist.json_types import misfit
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
+
+__all__ = [
+    "FORMAT", "VERSION", "Checkpoint", "digest", "encoder_settings", "find", "flaw",
+    "initialise_from", "newest", "open_for_resume", "restore", "write_atomically",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Checkpoint:
     @property
     def state(self) -> dict[str, Any]:
         """What the run gave to be kept: its place in the data, its history."""
-        return dict(self.manifest["state"])
+        return dict(self.manifest.get("state", {}))
 
     def config(self) -> ModelConfig:
         """The shape of the model. Raises UserError where the file does not say one."""
@@ -87,9 +92,13 @@ class Checkpoint:
         except UNREADABLE as error:
             raise unusable(path, error) from None
 
-    def load_weights(self, model: nn.Module) -> None:
-        """Puts the weights into a whole model. Raises UserError where they are not for it."""
-        self.load_into(model, self.weights())
+    def load_weights(self, model: nn.Module, as_trained: bool = False) -> None:
+        """Puts the weights into a whole model, which takes their precision if `as_trained`, else
+        keeps its own. Raises UserError where they are not for it."""
+        weights = self.weights()
+        if as_trained and weights:
+            model.to(next(iter(weights.values())).dtype)
+        self.load_into(model, weights)
 
     def load_into(self, model: nn.Module, weights: dict[str, Tensor], prefix: str = "") -> None:
         """Puts weights of this checkpoint into the part of a model whose names begin so."""
@@ -149,7 +158,7 @@ def open_for_resume(run_dir: Path, facts: dict[str, Any]) -> Checkpoint | None:
     """
     # Rank 0 says for all what is there: a file system may show others something else.
     for path in on_first(lambda: newest_first(run_dir)):
-        manifest, reason = on_first(lambda path=path: read_manifest(path))  # type: ignore[misc]
+        manifest, reason = on_first(lambda path=path: read_manifest(path, True))  # type: ignore[misc]
         if reason is None:
             share = list(manifest["files"].items())[dist.get_rank() :: dist.get_world_size()]
             reasons: list[Any] = [None] * dist.get_world_size()

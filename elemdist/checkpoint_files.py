@@ -20,6 +20,10 @@ from elemdist.json_types import misfit
 FORMAT = "elemdist-checkpoint"
 VERSION = 3
 READABLE = (2, 3)  # the optimizer's state of 2 was DeepSpeed's, for one number of ranks
+KINDS: dict[str, Any] = {
+    "step": int, "files": dict, "facts": dict, "settings": dict, "state": dict,
+    "optimizer_steps": int,
+}  # fmt: skip
 STEP_FOLDER = re.compile(r"step-(\d{8,18})")
 
 
@@ -57,19 +61,20 @@ def step_folders(folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for match, path in named if match}
 
 
-def read_manifest(path: Path) -> tuple[dict[str, Any], str | None]:
-    """(the manifest of a checkpoint folder, what is wrong with it or None)."""
+def read_manifest(path: Path, to_resume: bool = False) -> tuple[dict[str, Any], str | None]:
+    """(the manifest of a checkpoint folder, what is wrong with it or None); `to_resume`: what only
+    a resumed run asks for must be there, too."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT or manifest["version"] not in READABLE:
             return {}, f"format {manifest['format']} {manifest['version']} is not known"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}, "its manifest.json is missing or cannot be read"
-    kinds: dict[str, Any] = {"step": int, "files": dict, "facts": dict, "settings": dict}
-    if manifest["version"] == VERSION:
-        kinds |= {"state": dict, "optimizer_steps": int}
-    for key, kind in kinds.items():
-        if misfit(manifest.get(key), kind) is not None:
+    needed = {"step", "files"}
+    if to_resume and manifest["version"] == VERSION:
+        needed |= KINDS.keys()
+    for key, kind in KINDS.items():
+        if key in needed | manifest.keys() and misfit(manifest.get(key), kind) is not None:
             return {}, f"its manifest.json says no {key}"
     files = manifest["files"]
     if missing := {WEIGHTS, "config.json"} - set(files):

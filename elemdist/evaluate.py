@@ -247,9 +247,8 @@ def run(settings: EvalSettings) -> int:
         trained.classify.threshold = settings.threshold
     device = choose_device(settings.device, 0)
     use_threads(1)
-    weights = chosen.weights()
-    model = Model(config).to(next(iter(weights.values())).dtype)
-    model.load_state_dict(weights)
+    model = Model(config)
+    chosen.load_weights(model, as_trained=True)
     model.eval().to(device)
     figures = evaluate(
         model, config, shards, trained, device, settings.micro_samples, settings.samples

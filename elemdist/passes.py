@@ -31,7 +31,7 @@ class Pass:
         inputs: rows_TV, position_T, segments, select_M, target_MV, this rank's.
         predicted_rows, text_bytes: of the whole batch, how many rows predict, and bytes of text in
             what they predict, 0-d int64.
-        dropout_seed: of the batch.
+        dropout_seed: of this rank's part.
     """
 
     batch: Batch
@@ -60,6 +60,8 @@ def passes_of(
         # Dropout hangs on the samples, so that the number of ranks, and a resume, change nothing
         # as long as the passes hold the same ones.
         seed = number * plan.micro_batches + plan.micro_batch(group, place)
+        if share is not None:  # other rows, so other ones of them are dropped
+            seed = seed * share.size + share.rank
         yield Pass(
             batch,
             share_batch(batch, targets, share),

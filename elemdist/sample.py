@@ -152,9 +152,8 @@ def load_decoder(settings: SampleSettings) -> Model:
     tokenizer = settings.tokenizer or config.model.tokenizer
     if config.symbols is not None and open_symbols(tokenizer) != config.symbols:
         raise UserError(f"tokenizer: {tokenizer} is not the one that the model was trained with")
-    weights = chosen.weights()
-    model = Model(config).to(next(iter(weights.values())).dtype)
-    model.load_state_dict(weights)
+    model = Model(config)
+    chosen.load_weights(model, as_trained=True)
     return model.eval().to(device)
 
 

@@ -130,6 +130,7 @@ class Session:
     Attributes:
         group: number of this rank's group among those that share sequences. share: its part in it.
         position: how far the run is. saved_step: of the newest checkpoint, None without one.
+        problem: why the newest checkpoint could not be written, None where it could.
         peak_tflops: of a device, None where it is not known.
 
     Raises:
@@ -206,6 +207,7 @@ class Session:
         self.guard = Guard(settings.guard)
         self.position = Position()
         self.saved_step: int | None = None
+        self.problem: str | None = None
         if found is not None:
             self.go_to(found)
 

@@ -103,7 +103,6 @@ class Run:
         self.last = min(settings.stop_step or settings.steps, settings.steps)
         self.saved_at = time.monotonic()
         self.norm = 0.0
-        self.problem: str | None = None  # why the newest checkpoint could not be written
 
     def loader(self) -> Iterator[list[Batch]]:
         """The batches of this rank's group from the position on, one list a step."""
@@ -147,16 +146,17 @@ class Run:
         with closing(self.loader()) as loader:  # type: ignore[type-var]
             while position.step < self.last:
                 passes: list[Pass] = []
-                problem = None
+                flaw = None
                 with session.watch("data"):
                     try:
                         passes = self.passes(next(loader), position.batches)
                     except UserError as error:
-                        problem = error
+                        flaw = error
                 agreed = self.agree(passes)
                 if agreed.failed:
                     self.save()
-                    on_every(partial(raise_error, problem))
+                    self.saved()
+                    on_every(partial(raise_error, flaw))
                 if agreed.stop:
                     self.stop_here()
                 rate = learning_rate(settings.optim, settings.steps, position.step)
@@ -167,8 +167,8 @@ class Run:
                     session.tell("bad step", f"step {position.step + 1}: {verdict.message}")
                 if verdict.action == "stop":
                     self.save()
-                    session.writer.finish()
-                    raise Diverged(verdict.message)
+                    problem = self.saved()
+                    raise Diverged("; ".join(filter(None, [verdict.message, problem])))
                 if verdict.action == "rollback":
                     self.roll_back()
                     return
@@ -180,14 +180,15 @@ class Run:
         """Saves and ends, as the ranks were asked to."""
         why = next(filter(None, gather_ranks(self.session.stop.reason)))
         told = f"stopped by {why} after step {self.session.position.step}"
-        if (problem := self.save() or self.session.writer.finish()) is not None:
+        self.save()
+        if (problem := self.saved()) is not None:
             raise NotSaved(f"{told}, but {problem}")
         raise Stopped(f"{told}; the same command with --resume goes on")
 
     def roll_back(self) -> None:
-        """Goes back to the newest checkpoint, or to the start; the order of the data goes on."""
+        """Goes back to the newest checkpoint; the order of the data goes on."""
         session, behind = self.session, self.session.position.batches + 1
-        session.writer.finish()
+        self.saved()
         found = checkpoint.open_for_resume(session.folder, session.facts)
         if found is None:
             raise Diverged("there is no checkpoint to go back to")
@@ -197,27 +198,37 @@ class Run:
         if self.ranks.first:
             session.reporter.rewind(found.step)
 
-    def save(self) -> str | None:
-        """Writes a checkpoint, unless the newest is of this very step; why it, or the one that was
-        on its way, could not be written."""
+    def save(self) -> None:
+        """Writes a checkpoint, or begins to, unless there is one of this very step."""
         session, position = self.session, self.session.position
         if position.step == session.saved_step:
-            return None
+            return
         start = time.perf_counter()
         state = {"batches": position.batches, "guard": session.guard.state()}
         with session.watchdog.paused("saving a checkpoint"):
+            self.note(session.writer.finish())
             problem = session.writer.save(
                 session.engine, position.step, state, session.facts, public_settings(self.settings)
             )
-        session.saved_step, self.saved_at = position.step, time.monotonic()
-        self.problem = None if session.writer.background else problem
+        self.saved_at = time.monotonic()
+        session.saved_step, session.problem = position.step, None
         session.guard.checkpoint_saved()
-        seconds = time.perf_counter() - start
+        self.note(problem)
+        if problem is None and self.ranks.first:
+            stall_s = time.perf_counter() - start
+            session.reporter.event(position.step, "checkpoint", stall_s=stall_s)
+
+    def note(self, problem: str | None) -> None:
+        """Says why the newest checkpoint could not be written, if so; then it does not count."""
         if problem is not None:
-            session.tell("not saved", problem)
-        elif self.ranks.first:
-            session.reporter.event(position.step, "checkpoint", stall_s=seconds)
-        return problem
+            self.session.saved_step, self.session.problem = None, problem
+            self.session.tell("not saved", problem)
+
+    def saved(self) -> str | None:
+        """Waits for a checkpoint on its way; why the newest could not be written, or None."""
+        with self.session.watchdog.paused("the end of a checkpoint's writing"):
+            self.note(self.session.writer.finish())
+        return self.session.problem
 
     def after_step(self, agreed: Agreed) -> None:
         """What is due behind a step: metrics, an evaluation, a checkpoint."""
@@ -248,8 +259,7 @@ class Run:
         while session.position.step < self.last:  # a rollback begins it again
             for agreed in self.steps():
                 self.after_step(agreed)
-        problem = session.writer.finish() or self.problem
-        if problem is not None:
+        if (problem := self.saved()) is not None:
             raise AgreedError(problem)
         session.say(
             f"done: {self.last} of {self.settings.steps} steps, run folder {session.folder}"

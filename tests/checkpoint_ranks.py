@@ -43,8 +43,8 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401, E402  # an engi
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
 
-SAMPLES, ROWS, V, WIDTH = 8, 6, 4, 20
-FACTS = {"model": {"width": WIDTH}, "seed": 1}
+SAMPLES, ROWS, V = 8, 6, 4
+FACTS = {"model": {"width": 20}, "seed": 1}
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Setup:
     parameters: str = "none"
     backbone: str = "bert"
     disk: str | None = None
+    width: int = 20
 
     def __str__(self) -> str:
         words = [f"{self.ranks}x", f"zero{self.stage}", "bf16" if self.bf16 else "fp32"]
@@ -67,7 +68,7 @@ class Setup:
     def settings(self) -> TrainSettings:
         stage_3 = {"zero_optimization.stage3_param_persistence_threshold": 50}
         return TrainSettings(
-            model=ModelSettings(backbone=self.backbone, layers=2, width=WIDTH, dropout=0.0),  # type: ignore[arg-type]
+            model=ModelSettings(backbone=self.backbone, layers=2, width=self.width, dropout=0.0),  # type: ignore[arg-type]
             batch=BatchSettings(global_samples=SAMPLES),
             optim=OptimSettings(lr=1e-2, warmup_steps=0),
             zero=ZeroSettings(

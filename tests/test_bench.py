@@ -138,5 +138,3 @@ def test_a_part_of_the_report_that_fails_or_hangs_says_so(tmp_path):
     rows, error = gpu_report.run_part("throughput", 0.1 - gpu_report.GRACE_S, [], found)
     assert "not done after" in error
     assert found.getvalue() == ""
-
-

@@ -99,6 +99,22 @@ def test_another_engine_goes_on_with_the_same_state(before, after, saved, tmp_pa
     assert found["losses"] == pytest.approx(losses, **close)
 
 
+@pytest.mark.skipif(not Path("/usr/include/libaio.h").exists(), reason="libaio is missing")
+@pytest.mark.parametrize("parameters", ["none", "nvme"])
+def test_a_state_on_a_fast_disk_is_one_like_others(parameters, saved, tmp_path):
+    """In a model whose tensors are large enough to be swapped."""
+    words = {"offload": "nvme", "parameters": parameters, "disk": str(tmp_path)}
+    setup = Setup(1, 3, bf16=True, width=256, **words)
+    run_dir, losses = saved(setup)
+    other = Setup(1, 2, bf16=True, width=256)
+    for again in (setup, other):
+        copy = tmp_path / str(again)
+        found = run(tmp_path, resume, again, run=run_dir, copy=copy)
+        state, theirs = whole_state(copy), whole_state(run_dir)
+        assert all(torch.equal(state[name], tensor) for name, tensor in theirs.items())
+        assert found["losses"] == pytest.approx(losses, rel=0 if again == setup else 1e-2)
+
+
 def test_masters_are_more_than_the_16_bit_weights(saved):
     """Else a resume that forgot them would pass all tests above."""
     run_dir, _ = saved(Setup(2, 2, bf16=True))

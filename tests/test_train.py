@@ -189,7 +189,10 @@ def test_mistakes_get_one_line_and_exit_code_2(packed, labelled, zero_runs, tmp_
         (["--run-dir", new, "--data.train", tmp_path / "none"], ["none", "elemdist shard"]),
         (["--run-dir", new, *data, "--objective", "classify"], ["no labels", "labels-field"]),
         (["--run-dir", new, *data, "--model.width", "100"], ["multiple of", "96 and 104"]),
-        (["--run-dir", new, *data, "--batch.global-samples", "3"], ["do not divide"]),
+        (
+            ["--run-dir", new, *data, "--batch.global-samples", "0"],
+            ["batch.global_samples: 0 is below 1"],
+        ),
         (["--run-dir", new, *data, "--init-from", tmp_path], ["no complete checkpoint"]),
         (
             ["--run-dir", new, *data, "--init-from", zero_runs[1], "--model.width", "32"],

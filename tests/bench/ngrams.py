@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elemdist.data import mix
 from elemdist.rows import ELEMENTS, FIRST_SPECIAL, PAD
+from elemdist.shuffle import mix
 
 SLOTS, BYTES, TRIGRAM, MATERIALS = "slot statistics", "single bytes", "byte trigram", "materials"
 LISTS_AT_ONCE = 64  # of materials, that are merged into one
