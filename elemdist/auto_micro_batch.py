@@ -72,6 +72,7 @@ def find_micro_samples(
 def search(trial: Trial, memory: Memory, most: int) -> int:
     """The largest size up to `most` that fits, equal on all ranks."""
     trial.check(1, 0)  # makes the optimizer's state
+    trial.keep_spare(memory)
     memory.start()
     rest = memory.used()
     points = [(0, rest)]
@@ -126,8 +127,18 @@ class Trial:
         self.plan = BatchPlan(groups * PASSES, groups, degree, PASSES)
         self.reading = open_reading(config)
         self.engine = build_engine(Model(config, settings.memory), settings, self.plan, ranks)
-        # What a forward pass does alone, on this rank and no other.
-        self.alone = settings.zero.stage < 3 and share is None
+        self.alone = settings.zero.stage < 3 and share is None  # no collective in a forward pass
+        self.spare_bytes = 0
+
+    def keep_spare(self, memory: Memory) -> None:
+        """Measures what a step takes beyond a pass without collectives, to be kept free in them."""
+        if self.alone:
+            memory.start()
+            self.passes_without_collectives(1)
+            low = memory.peak()
+            memory.start()
+            self.check(1, 0)
+            self.spare_bytes = max(0, memory.peak() - low)
 
     def peak(self, size: int, fits: int, memory: Memory) -> int | None:
         """The most bytes in a step of `size` samples a pass; None: a rank ran out of memory.
@@ -139,13 +150,17 @@ class Trial:
         return memory.peak()
 
     def passes_without_collectives(self, size: int) -> bool:
-        """Whether a forward and backward pass of `size` samples fits every rank."""
+        """Whether on every rank there is more than room for a forward and backward pass of `size`
+        samples, so that a step of as many will not fail for lack of memory."""
         model = self.engine.module
+        more = size + 1 + size // 8
 
         def work() -> None:
+            spare = torch.empty(self.spare_bytes, dtype=torch.uint8, device=self.ranks.device)
             # Gradients that are asked for reach no parameter, so none of DeepSpeed's hooks runs.
-            loss = self.loss(Bare(self.engine), next(self.passes(size)))
+            loss = self.loss(Bare(self.engine), next(self.passes(more)))
             torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+            del spare
 
         return bool(least(int(has_room(work)), self.ranks.device))
 

@@ -52,20 +52,7 @@ def use_bf16(settings: TrainSettings, device: torch.device) -> bool:
 def check_settings(settings: TrainSettings) -> None:
     """Raises UserError on what ZeRO cannot do, whatever the data and the machine. Loads nothing."""
     check_offload(settings.zero)
-    check_tiles(settings)
     check_own_keys(settings.deepspeed)
-
-
-def check_tiles(settings: TrainSettings) -> None:
-    """Raises UserError where ranks would wait for each other for ever: under ZeRO 3 a layer that is
-    called once a tile fetches its parameters each time, and ranks have different numbers of tiles.
-    """
-    memory = settings.memory
-    if settings.zero.stage == 3 and memory.tile_rows and settings.model.backbone == "albert":
-        raise UserError(
-            "memory.tile_rows: ZeRO 3 cannot tile the one block that ALBERT runs again and again;"
-            " set --zero.stage 2, or leave out --memory.tile-rows"
-        )
 
 
 def check_offload(zero: ZeroSettings) -> None:

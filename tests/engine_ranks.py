@@ -66,7 +66,8 @@ def train(argv: list[str], few_rows: bool = False) -> dict[str, Any]:
     from elemdist.batch_plan import plan_batch
     from elemdist.commandline import parse
     from elemdist.config import TrainSettings
-    from elemdist.engine import Ranks, build_engine, optimizer_step
+    from elemdist.engine import Ranks, build_engine
+    from elemdist.guard import Guard
     from elemdist.model import Model
     from elemdist.model_config import model_config
     from elemdist.objectives import targets_of
@@ -78,7 +79,7 @@ def train(argv: list[str], few_rows: bool = False) -> dict[str, Any]:
     torch.manual_seed(1)
     ranks = Ranks(rank, rank, size, torch.device("cpu"))
     engine = build_engine(Model(config, settings.memory), settings, plan, ranks)
-    losses, norms = [], []
+    guard, losses, norms = Guard(settings.guard), [], []
     for step in range(STEPS):
         total = torch.zeros(())
         for number in range(plan.passes):
@@ -89,11 +90,12 @@ def train(argv: list[str], few_rows: bool = False) -> dict[str, Any]:
             nats_M, _ = engine(target.rows_TV, *place, target.select_M, target.target_MV)
             loss = nats_M.sum() / (SAMPLES * N * V)
             engine.backward(loss * size * plan.passes)
-            norm = optimizer_step(engine)
+            if not engine.is_gradient_accumulation_boundary():
+                engine.step()
             total += loss.detach()
         dist.all_reduce(total)
         losses.append(float(total))
-        norms.append(float(norm))
+        norms.append(Guard(settings.guard).step(engine)[0])
     engine.destroy()
     return {"losses": losses, "norms": norms}
 

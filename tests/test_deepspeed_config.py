@@ -157,7 +157,6 @@ def test_an_override_that_cannot_be_is_one_line(override, parts):
         (["2", "--zero.offload-parameters", "cpu"], ["zero.offload_parameters", "--zero.stage 3"]),
         (["3", "--zero.offload-optimizer", "nvme"], ["zero.nvme_path"]),
         (["3", "--zero.offload-parameters", "nvme"], ["zero.nvme_path"]),
-        (["3", "--model.backbone", "albert", "--memory.tile-rows", "8"], ["memory.tile_rows"]),
         (["3", "--deepspeed", '{"optimizer": {}}'], ["optimizer", "optim"]),
     ],
 )

@@ -74,8 +74,6 @@ def state_of(engine: Any) -> dict[int, int]:
 
 def measure(engine: Any, before: dict[int, int]) -> dict[str, float]:
     """Bytes of the engine's tensors after the first of two passes of a second step."""
-    from elemdist.engine import optimizer_step
-
     rows = torch.randint(97, 123, (ROWS, 8), dtype=torch.uint8)
     segments = Segments(torch.tensor([0, ROWS], dtype=torch.int32), [ROWS])
     batch = (rows, torch.arange(ROWS), segments, torch.arange(ROWS), rows)
@@ -85,7 +83,7 @@ def measure(engine: Any, before: dict[int, int]) -> dict[str, float]:
         gathered = sum(weights_of(engine).values())
         engine.backward(loss)
         if number < 2:
-            optimizer_step(engine)
+            engine.step()
     del nats_M, loss
     weights, state = weights_of(engine), state_of(engine)
     known = before | weights | state

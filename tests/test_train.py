@@ -191,7 +191,7 @@ def test_mistakes_get_one_line_and_exit_code_2(packed, labelled, zero_runs, tmp_
         (["--run-dir", new, *data, "--model.width", "100"], ["multiple of", "96 and 104"]),
         (
             ["--run-dir", new, *data, "--batch.global-samples", "0"],
-            ["batch.global_samples: 0 is below 1"],
+            ["0 is below 1"],
         ),
         (["--run-dir", new, *data, "--init-from", tmp_path], ["no complete checkpoint"]),
         (
