@@ -95,7 +95,7 @@ def train(argv: list[str], few_rows: bool = False) -> dict[str, Any]:
             total += loss.detach()
         dist.all_reduce(total)
         losses.append(float(total))
-        norms.append(Guard(settings.guard).step(engine)[0])
+        norms.append(guard.step(engine)[0])
     engine.destroy()
     return {"losses": losses, "norms": norms}
 
