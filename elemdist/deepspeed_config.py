@@ -7,7 +7,7 @@ hang on, is stated here, so that neither changes with the version that is instal
 from __future__ import annotations
 
 import json
-import os
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,8 +84,13 @@ def check_nvme(zero: ZeroSettings) -> None:
     path = Path(zero.nvme_path or "")
     if not path.is_dir():
         raise UserError(f"zero.nvme_path: there is no folder {path} on this machine; make it")
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"zero.nvme_path: {path} cannot be written; choose another folder")
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"zero.nvme_path: cannot write to {path}: {error.strerror}; choose another folder"
+        ) from None
     import_deepspeed()
     from deepspeed.accelerator import get_accelerator
 

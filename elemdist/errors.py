@@ -42,12 +42,6 @@ class Stopped(EarlyEnd):
     code = EXIT_STOPPED
 
 
-class LostContact(EarlyEnd):
-    """Another rank, or the connection to it, is gone."""
-
-    code = EXIT_LOST
-
-
 class Diverged(EarlyEnd):
     """The guard saw what a restart does not mend."""
 

@@ -176,8 +176,9 @@ class Mixture:
         """
         parts = []
         for shards, here, numbers in self._by_set(ids):
-            parts.append((here, *read(shards, numbers)))
-            self._close_maps()
+            parts.append((here, *shards.gather(numbers)))
+            for other in self.sets:  # no more maps than of a single set: each holds a descriptor
+                other.close_maps(max(1, OPEN_MAPS // len(self.sets)))
         if len(parts) == 1:
             return parts[0][1], parts[0][2] if self.labels is not None else None
         rows_BNV = np.empty((len(ids), self.n, self.v), np.uint8)
@@ -189,11 +190,6 @@ class Mixture:
             if labels_BL is not None:
                 labels_BL[here] = labels
         return rows_BNV, labels_BL
-
-    def _close_maps(self) -> None:
-        """Keeps no more shards mapped than a single set does: each map holds a descriptor."""
-        while sum(len(one._views) for one in self.sets) > OPEN_MAPS:
-            max(self.sets, key=lambda one: len(one._views))._views.popitem(last=False)
 
     def prefetch(self, ids: np.ndarray) -> None:
         """Starts to fetch or unpack the shards of these samples; see ShardSet.prefetch."""
@@ -224,21 +220,6 @@ class Mixture:
             f" {quota / shards.samples:.2f} x an epoch)"
             for name, shards, quota in zip(self.names, self.sets, self.quotas, strict=True)
         )
-
-
-def read(shards: ShardSet, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """ShardSet.gather(), whose shards may be lost or cut short while a run goes on.
-
-    Raises:
-        UserError: that, or as ShardSet.gather.
-    """
-    try:
-        return shards.gather(ids)
-    except (OSError, ValueError) as error:  # ValueError: a map beyond the end of the file
-        raise UserError(
-            f"{public(shards.path)}: a shard cannot be read any more ({error}); copy it again, then"
-            " go on with --resume"
-        ) from error
 
 
 def as_mixture(shards: ShardSet | Mixture) -> Mixture:

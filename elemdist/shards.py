@@ -17,6 +17,7 @@ import numpy as np
 from elemdist import shard_cache
 from elemdist.errors import UserError
 from elemdist.file_info import FileInfo
+from elemdist.remote import public
 from elemdist.shard_cache import Ahead, LocalFolder, check_size, is_whole, open_folder
 from elemdist.shard_index import Shard, check_header, columns_of, read_manifest, read_set
 
@@ -144,12 +145,23 @@ class ShardSet:
         shard = self._shards[number]
         size = shard.samples * self._sample_bytes
         begin = shard.raw.size - size
-        check_header(shard, begin, self._sample_bytes)
-        found = np.memmap(shard.path, np.uint8, "r", begin, (size,)).data
+        try:
+            check_header(shard, begin, self._sample_bytes)
+            found = np.memmap(shard.path, np.uint8, "r", begin, (size,)).data
+        except (OSError, ValueError) as error:  # ValueError: a map beyond the end of the file
+            raise UserError(
+                f"{public(self.path)}: a shard cannot be read any more ({error}); copy it again"
+            ) from error
         self._views[number] = found
-        if len(self._views) > OPEN_MAPS:
-            self._views.popitem(last=False)
+        self.close_maps(OPEN_MAPS)
         return found
+
+    def close_maps(self, keep: int) -> int:
+        """Closes the maps of the shards that were not used for longest, but for so many; how many
+        are left. One that is needed again is opened again."""
+        while len(self._views) > keep:
+            self._views.popitem(last=False)
+        return len(self._views)
 
     def _numbers(self, ids: np.ndarray) -> np.ndarray:
         """The shards of these samples, int64."""

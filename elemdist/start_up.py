@@ -238,11 +238,15 @@ class Session:
         if self.ranks.first:
             tell(line)
 
-    def tell(self, event: str, line: str, **figures: Any) -> None:
+    def tell(self, event: str, line: str) -> None:
         """An event, on the terminal and in the metrics."""
         self.say(line)
+        self.event(event, line=line)
+
+    def event(self, event: str, **figures: Any) -> None:
+        """An event, in the metrics."""
         if self.ranks.first:
-            self.reporter.event(self.position.step, event, line=line, **figures)
+            self.reporter.event(self.position.step, event, **figures)
 
     def begin_interval(self) -> None:
         """What the next line of metrics is about begins here."""

@@ -7,9 +7,20 @@ from __future__ import annotations
 
 import json
 import signal
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
+
+from elemdist.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_LOST,
+    EXIT_USER_ERROR,
+    AgreedError,
+    EarlyEnd,
+    UserError,
+)
 
 State = Literal["running", "done", "stopped", "failed"]
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -98,3 +109,19 @@ def lost_contact(error: BaseException) -> bool:
         return True
     # DeepSpeed's and our own code may raise something else because of it.
     return error.__cause__ is not None and lost_contact(error.__cause__)
+
+
+def how_it_ended(error: BaseException) -> tuple[int, str, bool]:
+    """Of what ended this rank: (exit code, line for the user, whether it ended all ranks alike)."""
+    if isinstance(error, UserError):
+        return EXIT_USER_ERROR, f"error: {error}", isinstance(error, AgreedError)
+    if isinstance(error, EarlyEnd):
+        return error.code, str(error), True
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, "interrupted", False
+    if lost_contact(error):
+        reason = str(error).strip().partition("\n")[0]
+        told = f"lost contact with another rank, whose own message tells why ({reason})"
+        return EXIT_LOST, f"{told}; the same command with --resume goes on", False
+    traceback.print_exception(error)
+    return EXIT_BUG, f"{type(error).__name__}, see the lines above", False

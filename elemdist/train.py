@@ -18,7 +18,6 @@ if not __package__:  # started by path: the folder of the package must not shado
 
 import os
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -36,14 +35,10 @@ from elemdist.config import TrainSettings, learning_rate
 from elemdist.data import Order, training_steps
 from elemdist.engine import Ranks, join_ranks, on_every
 from elemdist.errors import (
-    EXIT_BUG,
-    EXIT_INTERRUPTED,
-    EXIT_LOST,
     EXIT_STOPPED,
     EXIT_USER_ERROR,
     AgreedError,
     Diverged,
-    EarlyEnd,
     NotSaved,
     Stopped,
     UserError,
@@ -55,7 +50,7 @@ from elemdist.reports import evaluate_now, report
 from elemdist.run_folder import public_settings
 from elemdist.sequence_parallel import once
 from elemdist.start_up import Session
-from elemdist.stop import StopRequest, lost_contact, write_end
+from elemdist.stop import StopRequest, how_it_ended, write_end
 from elemdist.watchdog import Watchdog
 
 
@@ -212,11 +207,10 @@ class Run:
             )
         self.saved_at = time.monotonic()
         session.saved_step, session.problem = position.step, None
-        session.guard.checkpoint_saved()
         self.note(problem)
-        if problem is None and self.ranks.first:
-            stall_s = time.perf_counter() - start
-            session.reporter.event(position.step, "checkpoint", stall_s=stall_s)
+        if problem is None:
+            session.guard.checkpoint_saved()
+            session.event("checkpoint", stall_s=time.perf_counter() - start)
 
     def note(self, problem: str | None) -> None:
         """Says why the newest checkpoint could not be written, if so; then it does not count."""
@@ -275,22 +269,6 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step == last or bool(every and step % every == 0)
 
 
-def how_it_ended(error: BaseException) -> tuple[int, str, bool]:
-    """Of what ended this rank: (exit code, line for the user, whether it ended all ranks alike)."""
-    if isinstance(error, UserError):
-        return EXIT_USER_ERROR, f"error: {error}", isinstance(error, AgreedError)
-    if isinstance(error, EarlyEnd):
-        return error.code, str(error), True
-    if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED, "interrupted", False
-    if lost_contact(error):
-        reason = str(error).strip().partition("\n")[0]
-        told = f"lost contact with another rank, whose own message tells why ({reason})"
-        return EXIT_LOST, f"{told}; the same command with --resume goes on", False
-    traceback.print_exception(error)
-    return EXIT_BUG, f"{type(error).__name__}, see the lines above", False
-
-
 def run(settings: TrainSettings) -> int:
     """Trains on this rank; the exit code. The run folder says how it ended."""
     settings.check()
@@ -307,12 +285,14 @@ def run(settings: TrainSettings) -> int:
     watchdog = Watchdog(settings.run_dir or "", ranks.rank, settings.guard.stall_s, note)
     try:
         with StopRequest() as stop, watchdog, Meter(ranks.device) as meter:
-            session = Session(settings, ranks, stop, watchdog, meter)
+            with watchdog.paused("the start"):
+                session = Session(settings, ranks, stop, watchdog, meter)
             Run(settings, ranks, session).train()
-            session.close()
     except BaseException as error:
         code, line, together = how_it_ended(error)
     note(line, code)
+    if session is not None and together:
+        session.close()
     if line and (ranks.first or not together):
         rank = "" if together else f"rank {ranks.rank}: "
         with suppress(OSError):  # a log file on a full disk

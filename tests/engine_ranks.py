@@ -79,7 +79,7 @@ def train(argv: list[str], few_rows: bool = False) -> dict[str, Any]:
     torch.manual_seed(1)
     ranks = Ranks(rank, rank, size, torch.device("cpu"))
     engine = build_engine(Model(config, settings.memory), settings, plan, ranks)
-    guard, losses, norms = Guard(settings.guard), [], []
+    losses, norms = [], []
     for step in range(STEPS):
         total = torch.zeros(())
         for number in range(plan.passes):
@@ -95,7 +95,7 @@ def train(argv: list[str], few_rows: bool = False) -> dict[str, Any]:
             total += loss.detach()
         dist.all_reduce(total)
         losses.append(float(total))
-        norms.append(guard.step(engine)[0])
+        norms.append(Guard(settings.guard).step(engine)[0])
     engine.destroy()
     return {"losses": losses, "norms": norms}
 

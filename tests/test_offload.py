@@ -66,7 +66,7 @@ def test_a_machine_that_cannot_offload_to_a_disk_is_one_line(case, packed, tmp_p
     expected = {
         "no compiler": "libaio",
         "no folder": "there is no folder",
-        "no right to write": "cannot be written",
+        "no right to write": "cannot write to",
     }[case]
     if case != "no folder":
         folder.mkdir()
