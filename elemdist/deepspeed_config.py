@@ -7,6 +7,7 @@ hang on, is stated here, so that neither changes with the version that is instal
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -32,6 +33,10 @@ def import_deepspeed() -> Any:
     """DeepSpeed, without its chatter and without compiling a kernel that training never calls."""
     import logging
 
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found no other
     warnings.filterwarnings("ignore", module="deepspeed")
     # Torch's own collectives warn of functions that they themselves call.
     own = ".*(all_gather_into_tensor|reduce_scatter_tensor).*"
@@ -119,7 +124,10 @@ def deepspeed_config(settings: TrainSettings, plan: BatchPlan, ranks: Ranks) -> 
     """
     check_settings(settings)
     config = derived(settings, plan, ranks.device)
-    return overridden(config, settings.deepspeed) if settings.deepspeed else config
+    if not settings.deepspeed:
+        return config
+    import_deepspeed()  # whose own models of the configuration know the keys
+    return overridden(config, settings.deepspeed)
 
 
 def config_text(config: dict[str, Any]) -> str:

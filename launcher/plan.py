@@ -55,6 +55,8 @@ class PlanSettings(TrainSettings):
     """Rows of the table of the subword model that the recipe is compared with."""
     table: bool = False
     """Print the parameters of all sizes in configs/ as a Markdown table instead."""
+    deepspeed_config: bool = False
+    """Print the DeepSpeed configuration that follows from the recipe instead, as JSON."""
 
     @property
     def world_size(self) -> int:
@@ -188,10 +190,13 @@ def run(argv: list[str], description: str | None) -> int:
     if settings.table:
         print("\n".join(table()))
         return 0
-    from launcher.run_plan import run_lines
+    from launcher.run_plan import deepspeed_text, run_lines
 
     labels = take_geometry(settings)
     config = shape(settings, subword=False, labels=labels)
+    if settings.deepspeed_config:
+        print(deepspeed_text(settings, config), end="")
+        return 0
     sizes = tensor_sizes(config)
     found, fits = run_lines(settings, config, sizes)
     print("\n".join([*parameter_lines(settings, config, by_part(sizes)), *found]))

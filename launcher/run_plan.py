@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from elemdist.batch_plan import BatchPlan, plan_batch
-from elemdist.deepspeed_config import deepspeed_config, use_bf16
+from elemdist.deepspeed_config import config_text, deepspeed_config, use_bf16
 from elemdist.engine import Ranks
 from elemdist.errors import UserError
 from elemdist.flops import GPUS, step_flops
@@ -33,9 +34,7 @@ def case_of(settings: PlanSettings, config: ModelConfig, sizes: dict[str, int]) 
     """The case of these settings. Raises UserError where no run can be so."""
     check_split(config.model.heads, settings.sequence_parallel)
     batch = batch_of(settings, config)
-    # Only the device and the number of ranks are looked at: nothing is started.
-    ranks = Ranks(0, 0, settings.world_size, GPU)
-    zero = deepspeed_config(settings, batch, ranks)["zero_optimization"]
+    zero = configuration(settings, batch)["zero_optimization"]
     threshold = zero.get("stage3_param_persistence_threshold", 0)
     return Case(
         config=config,
@@ -54,6 +53,17 @@ def batch_of(settings: PlanSettings, config: ModelConfig) -> BatchPlan:
     sample_bytes = config.n * config.v
     world_size = settings.world_size
     return plan_batch(settings.batch, sample_bytes, world_size, settings.sequence_parallel)
+
+
+def configuration(settings: PlanSettings, batch: BatchPlan) -> dict[str, Any]:
+    """DeepSpeed's, of a rank on a GPU. Raises UserError where it cannot be."""
+    # Only the device is looked at: nothing is started.
+    return deepspeed_config(settings, batch, Ranks(0, 0, settings.world_size, GPU))
+
+
+def deepspeed_text(settings: PlanSettings, config: ModelConfig) -> str:
+    """The same as JSON."""
+    return config_text(configuration(settings, batch_of(settings, config)))
 
 
 def memory_lines(settings: PlanSettings, case: Case) -> list[str]:

@@ -222,3 +222,15 @@ def test_every_size_and_kind_of_recipe_can_be_built(size, kind):
     counts = plan.parameters(plan.shape(chosen, subword=False))
     assert counts["embedding"] == 256 * chosen.model.width // chosen.v
     assert counts["blocks"] > counts["head"] > 0 or kind == "albert"
+
+
+def test_the_deepspeed_configuration_is_shown_with_what_is_laid_above_it():
+    done = elemdist(
+        "plan", "configs/tiny.yaml", "--gpus", "4", "--zero.stage", "2", "--deepspeed-config",
+        "--deepspeed", '{"zero_optimization.reduce_bucket_size": 7}',
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    config = json.loads(done.stdout)
+    assert config["zero_optimization"]["stage"] == 2
+    assert config["zero_optimization"]["reduce_bucket_size"] == 7
+    assert config["gradient_clipping"] == 1.0
