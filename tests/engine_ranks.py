@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -116,11 +115,8 @@ def made_batch(first: int, micro: range, short: bool) -> Any:
     return unpad(rows_BNV, None, first + np.arange(micro.start, micro.stop))
 
 
-def find(
-    argv: list[str], n: int, memory_mb: list[int], address_space_mb: list[int] | None = None
-) -> int:
-    """The micro-batch that is found where the ranks may take so much memory more, each;
-    `address_space_mb`: so much in truth, beyond which the system gives them none."""
+def find(argv: list[str], n: int, memory_mb: list[int]) -> int:
+    """The micro-batch that is found where the ranks may take so much memory more, each."""
     import torch
     import torch.distributed as dist
 
@@ -135,16 +131,8 @@ def find(
     rank, size = dist.get_rank(), dist.get_world_size()
     ranks = Ranks(rank, rank, size, torch.device("cpu"))
     share = open_groups(settings.sequence_parallel)
-    none = resource.RLIM_INFINITY
-    if address_space_mb is not None:
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        most = taken + address_space_mb[rank] * 1_000_000
-        resource.setrlimit(resource.RLIMIT_AS, (most, none))
-    try:
-        config = model_config(settings, n, V)
-        return find_micro_samples(settings, config, ranks, share, memory_mb[rank] * 1_000_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (none, none))
+    config = model_config(settings, n, V)
+    return find_micro_samples(settings, config, ranks, share, memory_mb[rank] * 1_000_000)
 
 
 def main(source: str, target: str) -> None:
