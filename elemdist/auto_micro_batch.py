@@ -152,15 +152,18 @@ class Trial:
     def passes_without_collectives(self, size: int) -> bool:
         """Whether on every rank there is more than room for a forward and backward pass of `size`
         samples, so that a step of as many will not fail for lack of memory."""
-        model = self.engine.module
+        parameters = list(self.engine.module.parameters())
         more = size + 1 + size // 8
+
+        def gradients(one: Pass) -> list[Any]:
+            # Gradients that are asked for reach no parameter, so none of DeepSpeed's hooks runs.
+            loss = self.loss(Bare(self.engine), one)
+            return list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
         def work() -> None:
             spare = torch.empty(self.spare_bytes, dtype=torch.uint8, device=self.ranks.device)
-            # Gradients that are asked for reach no parameter, so none of DeepSpeed's hooks runs.
-            loss = self.loss(Bare(self.engine), next(self.passes(more)))
-            torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-            del spare
+            kept = [gradients(one) for one in self.passes(more)]  # as a step keeps their sums
+            del spare, kept
 
         return bool(least(int(has_room(work)), self.ranks.device))
 

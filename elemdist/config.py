@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from elemdist.deepspeed_config import check_settings
 from elemdist.errors import UserError
 from elemdist.model_settings import ModelSettings
 from elemdist.run_settings import (
@@ -107,6 +108,7 @@ class TrainSettings:
 
     def check_values(self) -> None:
         """Raises UserError on a value that cannot be, whatever the run."""
+        check_settings(self)
         at_least(
             1,
             steps=self.steps,

@@ -123,6 +123,12 @@ def deepspeed_config(settings: TrainSettings, plan: BatchPlan, ranks: Ranks) -> 
     DeepSpeed does not know or that would break the arithmetic of training.
     """
     check_settings(settings)
+    bf16 = use_bf16(settings, ranks.device)
+    if settings.zero.offload_parameters == "nvme" and ranks.device.type == "cpu" and not bf16:
+        raise UserError(
+            "zero.offload_parameters: on a CPU DeepSpeed reads parameters back from a disk in bf16"
+            " only; set --precision bf16, or take cpu"
+        )
     config = derived(settings, plan, ranks.device)
     if not settings.deepspeed:
         return config

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from elemdist.auto_micro_batch import expected
+from elemdist.auto_micro_batch import expected, has_room
 from elemdist.device_memory import available_bytes, left_bytes
 from tests.engine_ranks import run_cases
 
@@ -79,6 +80,13 @@ def test_nothing_fits(found):
     for message in found["none"]:
         assert "not even one sample" in message["error"]
         assert "--memory.checkpoint-every 1" in message["error"]
+
+
+def test_running_out_of_memory_is_told_from_other_errors():
+    assert has_room(lambda: None)
+    assert not has_room(lambda: torch.empty(1 << 60, dtype=torch.uint8) and None)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        has_room(lambda: torch.mm(torch.ones(2, 3), torch.ones(2, 3)) and None)
 
 
 def test_what_is_expected_of_the_next_size():

@@ -65,7 +65,7 @@ def test_deepspeed_takes_every_stated_value(words, precision):
 
 def test_no_default_of_zero_is_left_to_deepspeed():
     """A release that adds a key, or takes one away, shows here."""
-    config = config_of(*OFFLOADED)
+    config = config_of(*OFFLOADED, "--precision", "bf16")
     read = as_deepspeed_reads(config)
     known = read.zero_config.model_dump(by_alias=True)
     stated = config["zero_optimization"]
@@ -166,6 +166,13 @@ def test_settings_that_zero_cannot_follow_are_one_line(words, parts):
     assert "\n" not in str(caught.value)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_cpu_takes_parameters_back_from_a_disk_in_bf16_only():
+    with pytest.raises(UserError, match="--precision bf16"):
+        config_of(*OFFLOADED)
+    config_of(*OFFLOADED, "--precision", "bf16")
+    config_of(*OFFLOADED, "--precision", "fp32", device="cuda")
 
 
 def test_the_check_of_settings_loads_neither_torch_nor_deepspeed():
