@@ -183,8 +183,3 @@ def label_nats(logits_SL: Tensor, truth_SL: Tensor) -> Tensor:
     """For each segment the mean binary cross entropy of its labels, in nats: (S,)."""
     nats_SL = F.binary_cross_entropy_with_logits(logits_SL.float(), truth_SL, reduction="none")
     return nats_SL.mean(1)
-
-
-def label_loss(logits_SL: Tensor, truth_SL: Tensor) -> Tensor:
-    """Sum over segments of the mean binary cross entropy of their labels, in nats."""
-    return label_nats(logits_SL, truth_SL).sum()

@@ -25,7 +25,7 @@ from elemdist.attention import starts
 from elemdist.batch import Batch, Cut, Positions, Reading, unpad
 from elemdist.inputs import ByteReading, CanineReading
 from elemdist.model_config import ModelConfig, Symbols
-from elemdist.objectives import Targets, label_loss, share_batch, targets_of
+from elemdist.objectives import Targets, label_nats, share_batch, targets_of
 from elemdist.rows import DOC, PAD
 from elemdist.run_settings import MemorySettings
 from elemdist.sequence_parallel import Share, open_groups
@@ -156,7 +156,7 @@ def loss_of(model: Any, batch: Batch, share: Share | None) -> tuple[Tensor, Targ
         return nats_M.sum(), targets
     assert batch.labels_BL is not None
     truth_SL = batch.labels_BL[batch.sample_S[segments.own]]
-    return label_loss(model(rows_TV, position_T, segments), truth_SL), targets
+    return label_nats(model(rows_TV, position_T, segments), truth_SL).sum(), targets
 
 
 def check_close(found: dict[str, Any], expected: dict[str, Any], share: float = 1e-5) -> None:

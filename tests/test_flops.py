@@ -12,7 +12,7 @@ from elemdist.attention import Segments, starts
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, Symbols, resolved
 from elemdist.model_settings import AblationSettings, CanineSettings, ModelSettings
-from elemdist.objectives import label_loss
+from elemdist.objectives import label_nats
 from elemdist.run_settings import MemorySettings
 from elemdist.slot_decoder import used_slots
 
@@ -68,7 +68,7 @@ def counted(config: ModelConfig, target_MV: torch.Tensor | None, memory=None) ->
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         if target_MV is None:
             logits_SL = model(*rows)
-            label_loss(logits_SL, torch.zeros_like(logits_SL)).backward()
+            label_nats(logits_SL, torch.zeros_like(logits_SL)).sum().backward()
         else:
             select_M = torch.randperm(sum(LENGTHS))[: len(target_MV)]
             nats_M, _ = model(*rows, select_M, target_MV)

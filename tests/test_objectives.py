@@ -15,7 +15,7 @@ from elemdist.model_config import Symbols, model_config
 from elemdist.objectives import (
     element_nats,
     hash_uniform,
-    label_loss,
+    label_nats,
     mask_materials,
     next_materials,
     targets_of,
@@ -236,8 +236,8 @@ def test_a_tokens_number_that_is_pads_is_an_element_like_any_other():
     assert correct.tolist() == (logits.argmax(-1) == target).squeeze(1).tolist()
 
 
-def test_label_loss_is_the_mean_over_labels_summed_over_documents():
+def test_label_nats_are_the_mean_over_labels_of_each_document():
     logits, truth = torch.randn(5, 7), (torch.rand(5, 7) < 0.5).float()
     p = logits.double().sigmoid()
-    expected = -(truth * p.log() + (1 - truth) * (1 - p).log()).sum() / 7
-    assert label_loss(logits, truth).item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = -(truth * p.log() + (1 - truth) * (1 - p).log()).sum(1) / 7
+    assert label_nats(logits, truth).tolist() == pytest.approx(expected.tolist(), rel=1e-5)

@@ -30,7 +30,7 @@ from elemdist.batch import Batch
 from elemdist.batch_plan import plan_batch
 from elemdist.communication import Meter, Traffic
 from elemdist.config import TrainSettings
-from elemdist.engine import Ranks, build_engine, join_ranks, optimizer_step
+from elemdist.engine import Ranks, build_engine, join_ranks
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, Symbols, model_config
 from elemdist.model_settings import ModelSettings
@@ -86,7 +86,7 @@ def measure(config: ModelConfig, stage: int, ranks: Ranks) -> Traffic:
             place = (batch.position_T, batch.segments)
             nats_M, _ = engine(targets.rows_TV, *place, targets.select_M, targets.target_MV)
             engine.backward(nats_M.mean())
-            optimizer_step(engine)
+            engine.step()
             if number == 0:
                 meter.take()
         traffic = meter.take()
