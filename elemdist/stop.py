@@ -120,7 +120,8 @@ def how_it_ended(error: BaseException) -> tuple[int, str, bool]:
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted", False
     if lost_contact(error):
-        reason = str(error).strip().partition("\n")[0]
+        # gloo begins with a place in its source code, in brackets.
+        reason = str(error).strip().partition("\n")[0].rpartition("] ")[2]
         told = f"lost contact with another rank, whose own message tells why ({reason})"
         return EXIT_LOST, f"{told}; the same command with --resume goes on", False
     traceback.print_exception(error)
