@@ -147,7 +147,8 @@ class Run:
                         passes = self.passes(next(loader), position.batches)
                     except UserError as error:
                         flaw = error
-                agreed = self.agree(passes)
+                with session.watch("agree"):  # and wait for the slowest rank
+                    agreed = self.agree(passes)
                 if agreed.failed:
                     self.save()
                     self.saved()

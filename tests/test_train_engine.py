@@ -16,6 +16,8 @@ from elemdist.stop import read_end
 from tests.conftest import ELEMDIST, REPOSITORY, TINY, MakeShards, elemdist, metrics, write_corpus
 from tests.forked import train
 
+PARTS = ("data", "agree", "forward", "backward", "optimizer")
+
 
 @pytest.fixture(scope="module")
 def two_sets(
@@ -51,10 +53,10 @@ def test_a_mixture_is_resumed_elsewhere_and_tells_the_loss_of_each_source(two_se
 
 def test_metrics_say_where_the_time_goes_and_what_is_sent(packed, tmp_path):
     words = ["--run-dir", tmp_path / "run", "--data.train", packed / "train", *TINY]
-    words += ["--steps", "10", "--log-every", "5", "--peak-tflops", "0.01", "--profile"]
+    words += ["--steps", "10", "--log-every", "5", "--peak-tflops", "0.01"]
     out = train(tmp_path / "log", 2, *words)
     figures, before = metrics(tmp_path / "run")[10], metrics(tmp_path / "run")[5]
-    parts = sum(figures[f"{part}_s"] for part in ("data", "forward", "backward", "optimizer"))
+    parts = sum(figures[f"{part}_s"] for part in PARTS)
     step_s = 5 * 16 / figures["samples_per_s"] / 5
     assert 0.5 * step_s < parts <= 1.01 * step_s
     assert 0 < figures["communication_s"] < step_s
@@ -64,9 +66,14 @@ def test_metrics_say_where_the_time_goes_and_what_is_sent(packed, tmp_path):
     assert figures["samples"] == 160
     assert figures["samples_digest"] != before["samples_digest"]
     assert "MFU" in out
+
+
+def test_a_trace_has_the_parts_of_three_steps(packed, tmp_path):
+    words = ["--run-dir", tmp_path / "run", "--data.train", packed / "train", *TINY]
+    train(tmp_path / "log", 2, *words, "--steps", "10", "--profile")
     trace = json.loads(gzip.decompress((tmp_path / "run/trace-rank-0.json.gz").read_bytes()))
     names = [event.get("name") for event in trace["traceEvents"]]
-    for label in ("data", "forward", "backward", "optimizer"):
+    for label in PARTS:
         assert names.count(label) >= 3, label
 
 
