@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from data_prep.segment import rows_of
 from elemdist import checkpoint
 from elemdist.attention import Segments
+from elemdist.checkpoint_files import digest
 from elemdist.errors import UserError
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, Symbols, resolved
@@ -254,7 +255,10 @@ def saved(model: Model, folder: Path) -> str:
     """A checkpoint folder of the model's weights."""
     save_file(model.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(model.config.to_json()))
-    manifest = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "step": 1, "files": {}}
+    names = ("model.safetensors", "config.json")
+    files = {name: [(folder / name).stat().st_size, digest(folder / name)] for name in names}
+    manifest = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "step": 1}
+    manifest |= {"files": files, "facts": {}, "settings": {}, "state": {}, "optimizer_steps": 1}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return str(folder)
 
