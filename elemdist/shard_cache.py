@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import queue
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -230,7 +230,8 @@ def unpack(folder: Folder, packed: FileInfo, raw: FileInfo, compression: str, pa
 
 
 class Ahead:
-    """Threads that call make(number) for the numbers that were asked for, in that order.
+    """Threads that call make(number) for the numbers that were asked for, in that order, and end
+    when there is none left.
 
     They only save time: what they could not make is made, or its error raised, where it is needed.
     They are daemons, for a program's end must not wait for what nobody needs any more.
@@ -238,7 +239,8 @@ class Ahead:
 
     def __init__(self, make: Callable[[int], None]) -> None:
         self._make = make
-        self._queue: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._left: deque[int] = deque()
         self._asked: set[int] = set()
         self._threads = 0
         self._pid = os.getpid()
@@ -246,16 +248,21 @@ class Ahead:
     def ask(self, numbers: Iterable[int]) -> None:
         if self._pid != os.getpid():  # forked: the threads stayed behind
             self.__init__(self._make)  # type: ignore[misc]
-        for number in numbers:
-            if number not in self._asked:
-                self._asked.add(number)
-                self._queue.put(number)
-                if self._threads < THREADS:
-                    self._threads += 1
-                    threading.Thread(target=self._work, name="fetch", daemon=True).start()
+        with self._lock:
+            new = [number for number in dict.fromkeys(numbers) if number not in self._asked]
+            self._asked.update(new)
+            self._left.extend(new)
+            more = min(THREADS - self._threads, len(new))
+            self._threads += more
+        for _ in range(more):
+            threading.Thread(target=self._work, name="fetch", daemon=True).start()
 
     def _work(self) -> None:
         while True:
-            number = self._queue.get()
+            with self._lock:
+                if not self._left:
+                    self._threads -= 1
+                    return
+                number = self._left.popleft()
             with contextlib.suppress(Exception):
                 self._make(number)

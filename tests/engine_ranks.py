@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +118,26 @@ def made_batch(first: int, micro: range, short: bool) -> Any:
     return unpad(rows_BNV, None, first + np.arange(micro.start, micro.stop))
 
 
-def find(argv: list[str], n: int, memory_mb: list[int]) -> int:
-    """The micro-batch that is found where the ranks may take so much memory more, each."""
+@contextmanager
+def address_space(more_bytes: int) -> Iterator[None]:
+    """Has the system give this process so much memory more and nothing beyond."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + more_bytes, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def find(
+    argv: list[str], n: int, memory_mb: list[int], address_space_mb: list[int] | None = None
+) -> int:
+    """The micro-batch that is found where the ranks may take so much memory more, each;
+    `address_space_mb`: so much in truth, in the passes without collectives."""
     import torch
     import torch.distributed as dist
 
-    from elemdist.auto_micro_batch import find_micro_samples
+    from elemdist import auto_micro_batch
     from elemdist.commandline import parse
     from elemdist.config import TrainSettings
     from elemdist.engine import Ranks
@@ -132,7 +149,19 @@ def find(argv: list[str], n: int, memory_mb: list[int]) -> int:
     ranks = Ranks(rank, rank, size, torch.device("cpu"))
     share = open_groups(settings.sequence_parallel)
     config = model_config(settings, n, V)
-    return find_micro_samples(settings, config, ranks, share, memory_mb[rank] * 1_000_000)
+    trial, may_take = auto_micro_batch.Trial, memory_mb[rank] * 1_000_000
+    whole = trial.passes_without_collectives
+
+    def scarce(self: Any, size: int) -> bool:
+        with address_space(address_space_mb[rank] * 1_000_000):
+            return whole(self, size)
+
+    try:
+        if address_space_mb is not None:
+            trial.passes_without_collectives = scarce
+        return auto_micro_batch.find_micro_samples(settings, config, ranks, share, may_take)
+    finally:
+        trial.passes_without_collectives = whole
 
 
 def main(source: str, target: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,13 @@ def edit_json(path: Path, change: Any) -> None:
 
 
 def flip(path: Path, place: int = -1) -> None:
-    """Changes one bit of a file."""
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
+    """Changes one bit of a file in place; a file that was short for a moment would be made anew
+    by a thread that fetches ahead."""
+    with open(path, "r+b") as file:
+        file.seek(place, os.SEEK_END if place < 0 else os.SEEK_SET)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
 
 
 def all_ids(shards: ShardSet) -> np.ndarray:

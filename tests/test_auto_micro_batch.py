@@ -25,9 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
-    def case(stage: int, memory_mb: list[int], *words: str) -> dict[str, Any]:
+    def case(stage: int, memory_mb: list[int], *words: str, **options: Any) -> dict[str, Any]:
         argv = [*MODEL, "--zero.stage", str(stage), *words]
-        return {"argv": argv, "n": N, "memory_mb": memory_mb}
+        return {"argv": argv, "n": N, "memory_mb": memory_mb, **options}
 
     cases = {
         "ample": case(1, [3000, 3000], "--batch.global-samples", "7"),
@@ -36,6 +36,9 @@ def found(folder: Path) -> dict[str, Any]:
         "stage 3": case(3, [60, 60]),
         "shared": case(1, [60, 60], "--sequence-parallel", "2"),
         "none": case(1, [1, 1]),
+        "exhausted": case(
+            0, [3000, 3000], "--batch.global-samples", "256", address_space_mb=[3000, 160]
+        ),
     }
     return run_cases(cases, folder, timeout_s=500)
 
@@ -80,6 +83,13 @@ def test_nothing_fits(found):
     for message in found["none"]:
         assert "not even one sample" in message["error"]
         assert "--memory.checkpoint-every 1" in message["error"]
+
+
+def test_a_rank_that_runs_out_of_memory_ends_no_other(found, folder):
+    size, other = found["exhausted"]
+    assert size == other
+    assert 1 <= size < 128  # that many take a gigabyte
+    assert "samples a pass: out of memory" in (folder / "rank-0.txt").read_text()
 
 
 def test_running_out_of_memory_is_told_from_other_errors():

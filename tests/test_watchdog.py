@@ -152,8 +152,9 @@ def test_the_code_of_an_orphan_says_that_a_restart_helps(tmp_path):
 
 def test_a_beat_costs_next_to_nothing(tmp_path):
     dog = Watchdog(tmp_path, 0, 600.0)
+    threads = threading.active_count()
     begin = time.thread_time()
     for _ in range(100_000):
         dog.beat("a step")
     assert (time.thread_time() - begin) / 100_000 < 5e-6  # 1e-6 on a machine at rest
-    assert threading.active_count() < 50
+    assert threading.active_count() <= threads
