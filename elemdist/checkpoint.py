@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from elemdist import checkpoint_state, pretrained
+from elemdist.atomic import write_atomically
 from elemdist.checkpoint_files import (
     FORMAT,
     VERSION,
@@ -32,7 +33,6 @@ from elemdist.checkpoint_files import (
     flaw,
     read_manifest,
     step_folders,
-    write_atomically,
 )
 from elemdist.checkpoint_parts import UNREADABLE, WEIGHTS, check_shapes, unusable
 from elemdist.commandline import build

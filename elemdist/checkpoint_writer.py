@@ -8,6 +8,7 @@ were.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -24,16 +25,17 @@ import torch
 import torch.distributed as dist
 
 from elemdist import checkpoint_state
+from elemdist.atomic import sync_file, sync_folder, write_atomically
+from elemdist.attempts import Attempt
 from elemdist.checkpoint_files import (
     FORMAT,
     VERSION,
     digest,
     step_folders,
-    sync_folder,
-    write_atomically,
 )
 from elemdist.checkpoint_parts import TensorFile, write_tensors
 from elemdist.engine import Ranks
+from elemdist.errors import Superseded
 
 POLL_S = 0.02
 # A rank that dies closes its connections; this is for those that wait for a slow disk.
@@ -53,12 +55,21 @@ class Writer:
         keep_every: and those whose step is a multiple of this; 0: none.
         background: `save` returns when the state is copied to the machine's memory, and a thread
             writes it.
+        attempt: nothing of what it writes becomes visible once this is superseded; None: it always
+            may write.
     """
 
     def __init__(
-        self, run_dir: Path, ranks: Ranks, keep_last: int, keep_every: int, background: bool
+        self,
+        run_dir: Path,
+        ranks: Ranks,
+        keep_last: int,
+        keep_every: int,
+        background: bool,
+        attempt: Attempt | None = None,
     ) -> None:
         self.folder, self.ranks, self.background = run_dir / "checkpoints", ranks, background
+        self.attempt = attempt
         self.keep_last, self.keep_every = keep_last, keep_every
         # Its own: the collectives of a thread must not come between those of the training.
         self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -66,9 +77,14 @@ class Writer:
         self.reason: str | None = None
         self.error: BaseException | None = None
         if ranks.first:
-            for pattern in (".writing-*", ".removing-*"):
-                for leftover in self.folder.glob(pattern):
-                    shutil.rmtree(leftover, ignore_errors=True)
+            # In one step out of the reach of a superseded attempt that would publish it yet.
+            for leftover in self.folder.glob(".writing-*"):
+                with contextlib.suppress(OSError):
+                    remove(leftover)
+            for leftover in self.folder.glob(".removing-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        # A checkpoint that is not among these was made by a later attempt, and is not ours to go.
+        self.known = set(step_folders(self.folder))
 
     def save(
         self,
@@ -78,7 +94,8 @@ class Writer:
         facts: dict[str, Any],
         settings: dict[str, Any],
     ) -> str | None:
-        """Saves the engine after `step` steps.
+        """Saves the engine after `step` steps. Raises Superseded, on all ranks, where another
+        attempt has begun, at once or from the next call on.
 
         `state` is what the run wants to find again in `Checkpoint.state`, `facts` what a resumed
         run must agree with; both as JSON, those of rank 0.
@@ -140,9 +157,11 @@ class Writer:
             self._on_all(lambda: self._publish(temporary, manifest), first_only=True)
             outcome = "written, but older ones not removed"
             self._on_all(lambda: self._clear_up(name, step), first_only=True)
-        except SaveError as error:
+        except (SaveError, Superseded) as error:
             if self.ranks.first:
                 shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, Superseded):
+                raise
             return f"checkpoint of step {step} {outcome}: {error}"
         return None
 
@@ -159,24 +178,32 @@ class Writer:
         manifest["files"][config.name] = [config.stat().st_size, digest(config)]
         write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2))
         sync_folder(temporary / "state")
+        self._may_write()
         place = self.folder / temporary.name.removeprefix(".writing-")
         if place.exists():  # found corrupt when the run was resumed before it, and made again
             remove(place)
         os.rename(temporary, place)
         sync_folder(self.folder)
 
+    def _may_write(self) -> None:
+        if self.attempt is not None:
+            self.attempt.check()
+
     def _clear_up(self, name: str, newest: int) -> None:
+        self._may_write()
         write_atomically(self.folder / "latest", name + "\n")
-        found = step_folders(self.folder)
+        self.known.add(newest)
+        found = {k: path for k, path in step_folders(self.folder).items() if k in self.known}
         for step in outdated(list(found), newest, self.keep_last, self.keep_every):
             remove(found[step])
 
     def _on_all(self, action: Callable[[], Any], first_only: bool = False) -> list[Any]:
         """What `action` gives on each rank, as JSON; None on those that have nothing to do.
 
-        Raises SaveError on all ranks where the disk of any of them does not do its part.
+        Raises SaveError on all ranks where the disk of any of them does not do its part;
+        Superseded, too, on all.
         """
-        mine: list[Any] = [None, None]
+        mine: list[Any] = [None, None, None]
         try:
             if self.ranks.first or not first_only:
                 mine[0] = action()
@@ -185,10 +212,15 @@ class Writer:
                 f"{error.strerror or error} on rank {self.ranks.rank}; make room in {self.folder},"
                 " or make it writable: the checkpoints in it are as they were"
             )
+        except Superseded as error:
+            mine[2] = str(error)
         told = self._gather(mine)
-        if reasons := [reason for _, reason in told if reason is not None]:
-            raise SaveError(reasons[0])
-        return [result for result, _ in told]
+        for _, reason, superseded in told:
+            if superseded is not None:
+                raise Superseded(superseded)
+            if reason is not None:
+                raise SaveError(reason)
+        return [result for result, _, _ in told]
 
     def _gather(self, mine: Any) -> list[Any]:
         """`mine`, JSON, of all ranks, through the writer's own group."""
@@ -254,11 +286,6 @@ def write_files(files: list[TensorFile], folder: Path) -> dict[str, tuple[int, s
     if failure is not None:
         raise failure
     return written
-
-
-def sync_file(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def outdated(steps: list[int], newest: int, keep_last: int, keep_every: int) -> list[int]:

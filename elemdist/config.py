@@ -143,6 +143,7 @@ class TrainSettings:
                 "batch.global_bytes": self.batch.global_bytes,
                 "guard.spike": self.guard.spike,
                 "guard.stall_s": self.guard.stall_s,
+                "guard.stall_steps": self.guard.stall_steps,
                 "data.eval_samples": self.data.eval_samples,
                 "model.heads": self.model.heads,
                 "model.feedforward": self.model.feedforward,

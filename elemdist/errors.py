@@ -15,6 +15,7 @@ EXIT_LOST = 76  # another rank, or the connection to it, was lost: run again wit
 EXIT_STALLED = 77  # no progress for guard.stall_s; the stacks tell where: --resume may help
 EXIT_DIVERGED = 78  # the guard ended the run: the same start again would end the same way
 EXIT_NOT_SAVED = 79  # asked to stop, but the checkpoint could not be written
+EXIT_SUPERSEDED = 80  # another start of the run has begun, and may write alone
 EXIT_INTERRUPTED = 130  # a second Ctrl-C, which does not wait for a checkpoint
 
 
@@ -46,6 +47,12 @@ class Diverged(EarlyEnd):
     """The guard saw what a restart does not mend."""
 
     code = EXIT_DIVERGED
+
+
+class Superseded(EarlyEnd):
+    """Another attempt of the run has begun since; this one must write nothing any more."""
+
+    code = EXIT_SUPERSEDED
 
 
 class NotSaved(EarlyEnd):

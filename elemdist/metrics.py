@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from elemdist.attempts import Attempt
 from elemdist.errors import UserError
 from elemdist.metric_writers import AppendedFile, Board, WandbRun, tell
 
@@ -32,13 +33,17 @@ class Reporter:
 
     Args:
         run_dir: the run folder, with its settings.yaml. step: the last that is done; lines of
-            later ones are dropped. project: of Weights & Biases; None: not used.
+            later ones are dropped. project: of Weights & Biases; None: not used. attempt: once this
+            is superseded, nothing is written any more.
 
     Raises:
         UserError: metrics.jsonl is no file that can be read and written, or see WandbRun.
     """
 
-    def __init__(self, run_dir: Path, step: int, project: str | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, step: int, project: str | None = None, attempt: Attempt | None = None
+    ) -> None:
+        self.attempt = attempt
         self.path = run_dir / "metrics.jsonl"
         self.before_s = drop_after(self.path, step)
         self.lines = AppendedFile(self.path)
@@ -48,6 +53,8 @@ class Reporter:
 
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         """A line of figures; TensorBoard and Weights & Biases get those that are numbers."""
+        if self.superseded():
+            return
         self.write_line(kind, step, figures)
         numbers = {f"{kind}/{n}": x for n, x in figures.items() if isinstance(x, (int, float))}
         self.board.write(step, numbers)
@@ -56,7 +63,11 @@ class Reporter:
 
     def event(self, step: int, what: str, **figures: Any) -> None:
         """A line that says what happened: a checkpoint was saved, a bad step skipped."""
-        self.write_line("event", step, {"event": what, **figures})
+        if not self.superseded():
+            self.write_line("event", step, {"event": what, **figures})
+
+    def superseded(self) -> bool:
+        return self.attempt is not None and self.attempt.superseded()
 
     def write_line(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         time_s = round(self.before_s + time.perf_counter() - self.start, 3)

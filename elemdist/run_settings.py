@@ -186,3 +186,6 @@ class GuardSettings:
     stall_s: float = 1800.0
     """Print every rank's stack and end when a rank has made no progress for so many seconds;
     0: never."""
+    stall_steps: float = 50.0
+    """The same after so many times the median time of a step, where that is sooner, but not before
+    5 minutes; 0: only after stall_s."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from elemdist import attention, checkpoint, run_folder
+from elemdist.attempts import Attempt
 from elemdist.auto_micro_batch import find_micro_samples
 from elemdist.batch import Reading
 from elemdist.batch_plan import BatchPlan, plan_batch
@@ -27,7 +28,7 @@ from elemdist.engine import (
     seed_everything,
     use_bf16,
 )
-from elemdist.errors import UserError
+from elemdist.errors import Superseded, UserError
 from elemdist.flops import stated_tflops
 from elemdist.geometry import check_geometry, config_for, label_columns
 from elemdist.guard import Guard
@@ -164,16 +165,18 @@ class Session:
             self.plan = self.plan_batch()
         self.facts = facts_of(settings, self.data, self.plan, self.bf16)
         self.folder: Path = on_first(lambda: run_folder.prepare(settings))
-        found = None
-        if settings.resume:
-            found = checkpoint.open_for_resume(self.folder, self.facts)
+        self.attempt = self.begin_attempt()
         self.writer = Writer(
             self.folder,
             ranks,
             settings.keep_last,
             settings.keep_every,
             settings.checkpoint_in_background,
+            self.attempt,
         )
+        # After the writer, which sees to it that no older attempt publishes another.
+        resumes = settings.resume
+        found = checkpoint.open_for_resume(self.folder, self.facts) if resumes else None
         self.build(found)
         self.watch = Stopwatch(ranks.device)
         self.trace = Trace(self.folder, ranks.rank, settings.profile and ranks.first, self.watch)
@@ -182,6 +185,23 @@ class Session:
         stated = stated_tflops(name, "bf16" if self.bf16 else "fp32")
         self.peak_tflops = settings.peak_tflops or stated
         self.open_folder()
+
+    def begin_attempt(self) -> Attempt:
+        """Takes the run for this start; see attempts.py. Raises Superseded, on all ranks."""
+
+        def work() -> tuple[int, str | None]:
+            try:
+                return Attempt.of_ranks(self.folder).number, None
+            except Superseded as error:
+                return 0, str(error)
+
+        number, superseded = on_first(work)
+        if superseded is not None:
+            raise Superseded(superseded)
+        attempt = Attempt(self.folder, number)
+        if self.ranks.first:
+            self.stop.attempt = attempt
+        return attempt
 
     def plan_batch(self) -> BatchPlan:
         settings = self.settings
@@ -227,7 +247,8 @@ class Session:
         def work() -> None:
             config = deepspeed_config(self.settings, self.plan, self.ranks)
             run_folder.describe(self.folder, self.settings, self.facts, config, self.position.step)
-            self.reporter = Reporter(self.folder, self.position.step, self.settings.wandb)
+            step, project = self.position.step, self.settings.wandb
+            self.reporter = Reporter(self.folder, step, project, self.attempt)
 
         on_first(work)
         if self.settings.resume:

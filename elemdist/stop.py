@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from elemdist.atomic import write_atomically
+from elemdist.attempts import Attempt
 from elemdist.errors import (
     EXIT_BUG,
     EXIT_INTERRUPTED,
@@ -27,17 +29,22 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """A stop asked for by a signal, as a flag for the loop; as a context, in the main thread.
+    """A stop asked for by a signal or by the attempt's stop file, as a flag for the loop; as a
+    context, in the main thread.
 
     SIGTERM, SIGUSR1 and the first SIGINT only set the flag, the second SIGINT raises
     KeyboardInterrupt at once. The handlers that were there before come back at the end.
 
     Attributes:
         reason: why to stop, None as long as nobody has asked.
+        attempt: whose folder look() looks into; None: into none.
+        superseded: another attempt has begun.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.attempt: Attempt | None = None
+        self.superseded = False
         self._interrupted = False
         self._old: dict[int, Any] = {}
 
@@ -52,6 +59,13 @@ class StopRequest:
         while self._old:
             signal.signal(*self._old.popitem())
 
+    def look(self) -> None:
+        """Looks, at most every half second, for a stop file and for another attempt."""
+        if self.attempt is not None:
+            asked, superseded = self.attempt.looked_at()
+            self.reason = self.reason or asked
+            self.superseded = self.superseded or superseded
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self._interrupted:
@@ -65,8 +79,6 @@ def write_end(
 ) -> None:
     """Says in the run folder how the run stands, or ended, after `step` steps and with which exit
     code; rank 0 calls it. "running" at the start, so that a run that could not say more shows."""
-    from elemdist.checkpoint import write_atomically  # here: it loads torch
-
     found = {"state": state, "step": step, "reason": reason, "code": code}
     write_atomically(Path(run_dir) / "end.json", json.dumps(found) + "\n")
 

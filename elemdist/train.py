@@ -41,6 +41,7 @@ from elemdist.errors import (
     Diverged,
     NotSaved,
     Stopped,
+    Superseded,
     UserError,
 )
 from elemdist.evaluate import gather_ranks
@@ -63,6 +64,7 @@ class Agreed:
     stop: bool
     failed: bool
     save: bool
+    superseded: bool
 
 
 def train_step(
@@ -71,6 +73,7 @@ def train_step(
     """One optimizer step over this rank's passes: (norm of the whole gradient, the guard's
     verdict)."""
     watch, tally = session.watch, session.tally
+    session.watchdog.begin_step()
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
     for one in passes:
@@ -116,19 +119,21 @@ class Run:
         """What all ranks know before the step; `passes`: this rank's, none where it failed."""
         session, minutes = self.session, self.settings.checkpoint_every_minutes
         due = minutes and time.monotonic() - self.saved_at >= 60 * minutes
+        session.stop.look()
         said = [
             session.stop.reason is not None,
             not passes,
             self.ranks.first and due,
+            session.stop.superseded,
         ]
         sums = torch.tensor([0.0, *said], dtype=torch.float64).to(self.ranks.device)
         if passes:
             sums[0] = once(torch.stack([one.text_bytes for one in passes]).sum(), session.share)
         dist.all_reduce(sums)
-        whole, stop, failed, save = sums.tolist()
+        whole, *told = sums.tolist()
         if self.config.objective == "classify":
             whole = session.plan.global_samples
-        return Agreed(max(1.0, whole), stop > 0, failed > 0, save > 0)
+        return Agreed(max(1.0, whole), *(count > 0 for count in told))
 
     def steps(self) -> Iterator[Agreed]:
         """Trains, and hands over after each step, until the last one or a rollback.
@@ -149,6 +154,8 @@ class Run:
                         flaw = error
                 with session.watch("agree"):  # and wait for the slowest rank
                     agreed = self.agree(passes)
+                if agreed.superseded:
+                    raise Superseded(session.attempt.told())
                 if agreed.failed:
                     self.save()
                     self.saved()
@@ -279,11 +286,13 @@ def run(settings: TrainSettings) -> int:
     def note(reason: str, code: int) -> None:
         step, steps = (session.position.step, settings.steps) if session else (0, 1)
         states = {0: "done" if step == steps else "stopped", EXIT_STOPPED: "stopped"}
-        if ranks.first and session is not None:
+        # The newest attempt alone says how the run stands.
+        if ranks.first and session is not None and not session.attempt.superseded():
             with suppress(OSError):
                 write_end(session.folder, states.get(code, "failed"), step, reason, code)
 
-    watchdog = Watchdog(settings.run_dir or "", ranks.rank, settings.guard.stall_s, note)
+    guard = settings.guard
+    watchdog = Watchdog(settings.run_dir or "", ranks.rank, guard.stall_s, note, guard.stall_steps)
     try:
         with StopRequest() as stop, watchdog, Meter(ranks.device) as meter:
             with watchdog.paused("the start"):

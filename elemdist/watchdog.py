@@ -12,15 +12,19 @@ import contextlib
 import faulthandler
 import math
 import os
+import statistics
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from elemdist.errors import EXIT_LOST, EXIT_STALLED
 
 SETTLE_S = 5.0  # for the other ranks to print, too, before the end of this one cuts them off
+FEW_STEPS = 5  # before there is a median to speak of
+STALL_FLOOR_S = 300.0  # a step is not late before this, however short the others are
 ORPHAN_S = 60.0  # without progress, when the launcher is gone and nobody else would end this rank
 ORPHAN_PAUSE_S = 600.0  # the same in a pause
 STDERR = 2  # where the interpreter writes whatever sys.stderr is
@@ -41,11 +45,17 @@ class Watchdog:
         rank: int,
         stall_s: float,
         on_stall: Callable[[str, int], None] | None = None,
+        stall_steps: float = 0.0,
     ) -> None:
-        """`stall_s` 0: never for lack of progress. `on_stall` gets the line and the exit code, to
-        write them down; it is called in the watchdog's thread, last."""
+        """`stall_s` 0: never for lack of progress. `stall_steps`: the same in medians of the time
+        that a step takes, where that is less, but not before STALL_FLOOR_S; 0: not. `on_stall` gets
+        the line and the exit code, to write them down; it is called in the watchdog's thread, last.
+        """
         self.file = Path(run_dir) / "stacks" / f"rank-{rank:05d}.txt"
         self.rank, self.stall_s, self.on_stall = rank, stall_s, on_stall
+        self.stall_steps = stall_steps
+        self._step_began_s: float | None = None
+        self._steps_s: deque[float] = deque(maxlen=100)
         self._last = (time.monotonic(), "the start")
         self._pauses = 0
         self._lock = threading.Lock()
@@ -67,12 +77,21 @@ class Watchdog:
         """Progress was made; `what` was done, or begins. From any thread."""
         self._last = (time.monotonic(), what)
 
+    def begin_step(self) -> None:
+        """A training step begins; so the one before it has ended, unless there was a pause."""
+        self.beat("the start of a step")
+        now = self._last[0]
+        if self._step_began_s is not None:
+            self._steps_s.append(now - self._step_began_s)
+        self._step_began_s = now
+
     @contextlib.contextmanager
     def paused(self, what: str) -> Iterator[None]:
         """No watching in here, for work that is known to take long without a beat, or to wait for
         such work on another rank."""
         with self._lock:
             self._pauses += 1
+        self._step_began_s = None
         self.beat(what)
         try:
             yield
@@ -87,7 +106,12 @@ class Watchdog:
     def _patience_s(self) -> float:
         if self._orphaned():
             return ORPHAN_PAUSE_S if self._pauses else ORPHAN_S
-        return self.stall_s if self.stall_s and not self._pauses else math.inf
+        if not self.stall_s or self._pauses:
+            return math.inf
+        if not self.stall_steps or len(self._steps_s) < FEW_STEPS:
+            return self.stall_s
+        late_s = self.stall_steps * statistics.median(list(self._steps_s))
+        return min(self.stall_s, max(STALL_FLOOR_S, late_s))
 
     def _watch(self) -> None:
         pause_s = min(1.0, self.stall_s / 10) if self.stall_s else 1.0

@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 
 import elemdist.train
 from elemdist import checkpoint_writer
+from elemdist.attempts import VARIABLE, Attempt
 from elemdist.shards import ShardSet
 
 
@@ -145,3 +147,38 @@ def kill_in_write(rank: int, victim: int, moment: str, step: int) -> None:
         checkpoint_writer.write_tensors = tensors  # type: ignore[assignment]
     elif rank == victim:
         checkpoint_writer.write_atomically = text
+
+
+def freeze(rank: int, moment: str, step: int) -> None:
+    """All ranks stop, as those of a node that hangs, until a SIGCONT: in a training step, before
+    the checkpoint of a step becomes visible, or after that."""
+
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    if moment == "step":
+        before_step(step, stop)
+        return
+    name = {"publish": "_may_write", "clear up": "_clear_up"}[moment]
+    action = getattr(checkpoint_writer.Writer, name)
+    write = checkpoint_writer.Writer._write
+
+    def before_rename(self: Any, *words: Any) -> Any:
+        stop()
+        return action(self, *words)
+
+    def written(self: Any, files: Any, config: str, manifest: dict[str, Any]) -> Any:
+        ours = manifest["step"] == step
+        if ours and rank == 0:
+            setattr(checkpoint_writer.Writer, name, before_rename)
+        elif ours:
+            threading.Timer(1.0, stop).start()
+        return write(self, files, config, manifest)
+
+    checkpoint_writer.Writer._write = written  # type: ignore[method-assign]
+
+
+def launched(rank: int, run: str) -> None:
+    """As a launcher does that knows that the attempt before is to be given up."""
+    if rank == 0:
+        os.environ[VARIABLE] = str(Attempt.begin(run).number)
