@@ -26,12 +26,12 @@ from elemdist.engine import Ranks, build_engine, on_every
 from elemdist.errors import AgreedError, UserError
 from elemdist.inputs import open_reading
 from elemdist.metric_writers import tell
-from elemdist.metrics import amount
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
 from elemdist.passes import Pass, loss_of, passes_of
 from elemdist.rows import DOC, special_row
 from elemdist.sequence_parallel import Share
+from elemdist.units import amount
 
 PASSES = 2  # of a try, so that sums of gradients are kept from one to the next
 

@@ -49,6 +49,7 @@ def train(argv: list[str]) -> int:
     """train with DeepSpeed on shards; starts its own ranks"""
     from elemdist.commandline import parse
     from elemdist.config import TrainSettings
+    from elemdist.slurm_ranks import in_step
     from elemdist.stop import read_end, write_end
     from launcher import local
 
@@ -56,11 +57,12 @@ def train(argv: list[str]) -> int:
     settings.check()
     gpus = 0 if settings.device == "cpu" else local.count_gpus()
     ranks = settings.ranks or max(1, gpus)
-    if ranks > 1:
+    if ranks > 1 and not in_step():
         code = local.start_ranks(Path(__file__).with_name("train.py"), argv, ranks)
         end = read_end(settings.run_dir or "")
         if code and end and end["state"] == "running":  # rank 0 could not say it any more
-            write_end(settings.run_dir or "", "failed", end["step"], "a rank was lost", code)
+            told = (end["step"], "a rank was lost", code, end["attempt"])
+            write_end(settings.run_dir or "", "failed", *told)
         return code
     from elemdist.train import main as train_here
 
@@ -106,6 +108,48 @@ def plot(argv: list[str]) -> int:
     return 0
 
 
+def launch(argv: list[str]) -> int:
+    """check a run and submit it to SLURM, or run it here, until it is done"""
+    from launcher.launch import run
+
+    return run(argv, launch.__doc__)
+
+
+def supervise(argv: list[str]) -> int:
+    """begin a run again until it is done; what slurm/train.sbatch calls in a job"""
+    from launcher.supervise import run
+
+    return run(argv, supervise.__doc__)
+
+
+def status(argv: list[str]) -> int:
+    """how runs stand: step, loss, speed, checkpoint, time left, why they ended"""
+    from launcher import runs
+
+    return runs.status(argv, status.__doc__)
+
+
+def logs(argv: list[str]) -> int:
+    """what a rank of a run printed, or its jobs"""
+    from launcher import runs
+
+    return runs.logs(argv, logs.__doc__)
+
+
+def cancel(argv: list[str]) -> int:
+    """end a run, with a last checkpoint"""
+    from launcher import runs
+
+    return runs.cancel(argv, cancel.__doc__)
+
+
+def resume(argv: list[str]) -> int:
+    """go on with a run that was launched, on other nodes or with other options"""
+    from launcher import runs
+
+    return runs.resume(argv, resume.__doc__)
+
+
 def doctor(argv: list[str]) -> int:
     """report what this machine has, what would run on it, and what is broken"""
     from elemdist.commandline import parse
@@ -142,6 +186,12 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "sample": sample,
     "plot": plot,
+    "launch": launch,
+    "status": status,
+    "logs": logs,
+    "cancel": cancel,
+    "resume": resume,
+    "supervise": supervise,
     "doctor": doctor,
     "bench": bench,
 }

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from elemdist import slurm_ranks
 from elemdist.batch_plan import BatchPlan
 from elemdist.blocks import Block
 from elemdist.compile_check import compile_obstacle
@@ -72,7 +73,10 @@ def use_threads(local_world_size: int) -> None:
 
 
 def join_ranks(settings: TrainSettings) -> Ranks:
-    """Joins the process group that RANK, WORLD_SIZE and MASTER_ADDR describe; alone without."""
+    """Joins the process group that RANK, WORLD_SIZE and MASTER_ADDR describe, or srun; alone
+    without."""
+    if slurm_ranks.in_step():
+        slurm_ranks.take_ranks()
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))

@@ -19,6 +19,7 @@ import torch
 from elemdist.attempts import Attempt
 from elemdist.errors import UserError
 from elemdist.metric_writers import AppendedFile, Board, WandbRun, tell
+from elemdist.units import amount, duration
 
 if TYPE_CHECKING:
     from elemdist.communication import Traffic
@@ -158,21 +159,6 @@ def peak_memory_bytes(device: torch.device) -> int:
         (peak,) = re.findall(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
         return int(peak) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def duration(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def amount(number: float) -> str:
-    """1.23 GB, 1.23 MB, 45.6 kB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return f"{number / 1e3:.1f} kB"
 
 
 def progress_line(step: int, steps: int, figures: dict[str, Any], left_s: float) -> str:

@@ -68,6 +68,7 @@ def describe(
     facts: dict[str, Any],
     deepspeed: dict[str, Any],
     step: int,
+    attempt: int,
 ) -> None:
     """Writes what is needed to do the run again, and that it runs, from `step` on.
 
@@ -82,7 +83,7 @@ def describe(
     try:
         for name, content in files.items():
             (path / name).write_text(content, encoding="utf-8")
-        write_end(path, "running", step)
+        write_end(path, "running", step, attempt=attempt)
     except OSError as error:
         raise UserError(f"run_dir: cannot write into {path}: {error.strerror}") from None
 

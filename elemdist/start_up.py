@@ -246,7 +246,8 @@ class Session:
 
         def work() -> None:
             config = deepspeed_config(self.settings, self.plan, self.ranks)
-            run_folder.describe(self.folder, self.settings, self.facts, config, self.position.step)
+            place = (self.position.step, self.attempt.number)
+            run_folder.describe(self.folder, self.settings, self.facts, config, *place)
             step, project = self.position.step, self.settings.wandb
             self.reporter = Reporter(self.folder, step, project, self.attempt)
 

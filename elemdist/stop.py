@@ -1,6 +1,6 @@
 """How a run ends before its last step: on request, by a lost rank, and what the run folder says.
 
-RUN/end.json    state (running, done, stopped or failed), step, reason, exit code
+RUN/end.json    state (running, done, stopped or failed), step, reason, exit code, attempt
 """
 
 from __future__ import annotations
@@ -75,23 +75,24 @@ class StopRequest:
 
 
 def write_end(
-    run_dir: str | Path, state: State, step: int, reason: str = "", code: int = 0
+    run_dir: str | Path, state: State, step: int, reason: str = "", code: int = 0, attempt: int = 0
 ) -> None:
-    """Says in the run folder how the run stands, or ended, after `step` steps and with which exit
-    code; rank 0 calls it. "running" at the start, so that a run that could not say more shows."""
-    found = {"state": state, "step": step, "reason": reason, "code": code}
+    """Says in the run folder how the run stands, or ended, after `step` steps, with which exit code
+    and in which attempt; rank 0 calls it. "running" at the start, so that a run that could not say
+    more shows."""
+    found = {"state": state, "step": step, "reason": reason, "code": code, "attempt": attempt}
     write_atomically(Path(run_dir) / "end.json", json.dumps(found) + "\n")
 
 
 def read_end(run_dir: str | Path) -> dict[str, Any] | None:
-    """What write_end wrote: state, step, reason, code. None where there is nothing to be read."""
+    """What write_end wrote: state, step, reason, code, attempt. None where nothing can be read."""
     try:
         found = json.loads((Path(run_dir) / "end.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     kinds = {"state": str, "step": int, "reason": str, "code": int}
     if isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in kinds.items()):
-        return found
+        return {"attempt": 0} | found
     return None
 
 

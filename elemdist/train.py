@@ -289,7 +289,8 @@ def run(settings: TrainSettings) -> int:
         # The newest attempt alone says how the run stands.
         if ranks.first and session is not None and not session.attempt.superseded():
             with suppress(OSError):
-                write_end(session.folder, states.get(code, "failed"), step, reason, code)
+                state, number = states.get(code, "failed"), session.attempt.number
+                write_end(session.folder, state, step, reason, code, number)
 
     guard = settings.guard
     watchdog = Watchdog(settings.run_dir or "", ranks.rank, guard.stall_s, note, guard.stall_steps)

@@ -1,0 +1,195 @@
+"""Where the ranks of an attempt run: on the nodes of a job, through srun, or on this machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from elemdist.attempts import VARIABLE, Attempt
+from elemdist.errors import UserError
+from elemdist.slurm_ranks import address_of, host_names, port_of
+from launcher import slurm
+from launcher.settings import LaunchSettings
+
+TRAIN = Path(__file__).resolve().parent.parent / "elemdist" / "train.py"
+# In the state of a node that no rank should be started on.
+BAD_STATES = ("DOWN", "NOT_RESPONDING", "FAIL", "DRAIN", "POWERING", "POWERED", "UNKNOWN")
+
+Process = subprocess.Popen[bytes]
+
+
+class Here:
+    """This machine: `elemdist train` starts the ranks."""
+
+    job = ""
+
+    def __init__(self, settings: LaunchSettings, run_dir: Path, recipe: Path) -> None:
+        self.settings, self.run_dir, self.recipe = settings, run_dir, recipe
+
+    def nodes(self) -> list[str]:
+        return [os.uname().nodename]
+
+    def bad_nodes(self) -> dict[str, str]:
+        return {}
+
+    def words(self, attempt: Attempt, nodes: list[str]) -> list[str]:
+        ranks = str(self.settings.world_size)
+        here = [sys.executable, "-u", "-m", "elemdist.cli", "train", str(self.recipe)]
+        return [*here, "--run-dir", str(self.run_dir), "--resume", "--ranks", ranks]
+
+    def start(self, attempt: Attempt, nodes: list[str]) -> Process:
+        """Starts the ranks on these nodes."""
+        environment = os.environ | {VARIABLE: str(attempt.number)}
+        with open(attempt.folder / "rank-00000.log", "ab") as log:
+            return subprocess.Popen(
+                self.words(attempt, nodes),
+                env=environment | variables(self.settings),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def back_into_queue(self) -> bool:
+        """Whether somebody else goes on with the run."""
+        return False
+
+    def finish(self) -> None:
+        """The run needs no more jobs."""
+
+
+class InJob(Here):
+    """The nodes of the SLURM job that this process is the batch script of."""
+
+    def __init__(self, settings: LaunchSettings, run_dir: Path, recipe: Path) -> None:
+        super().__init__(settings, run_dir, recipe)
+        array = os.environ.get("SLURM_ARRAY_JOB_ID")
+        task = os.environ.get("SLURM_ARRAY_TASK_ID")
+        number = os.environ["SLURM_JOB_ID"]
+        self.number = int(number)
+        self.job = f"{array}_{task}" if array and task else number
+        self.name = os.environ.get("SLURM_JOB_NAME", "")
+        self.all_nodes = host_names(os.environ["SLURM_JOB_NODELIST"])
+
+    def nodes(self) -> list[str]:
+        return self.all_nodes
+
+    def bad_nodes(self) -> dict[str, str]:
+        """Node -> its state, of those of the job that SLURM has given up, or is about to."""
+        found = {}
+        listed = slurm.ask("sinfo", "-h", "-N", "-n", ",".join(self.all_nodes), "-o", "%N %T")
+        for line in listed.splitlines():
+            name, _, state = line.partition(" ")
+            flat = state.strip().upper()
+            # A trailing * means that the node does not answer.
+            if flat.endswith("*") or any(bad in flat for bad in BAD_STATES):
+                found[name] = state.strip()
+        return found
+
+    def words(self, attempt: Attempt, nodes: list[str]) -> list[str]:
+        settings = self.settings
+        ranks = [sys.executable, "-u", str(TRAIN), str(self.recipe)]
+        ranks += ["--run-dir", str(self.run_dir), "--resume"]
+        return [
+            *self.step_words(nodes, settings.per_node),
+            f"--output={attempt.folder}/rank-%5t.log",
+            *in_container(settings, self.run_dir, ranks),
+        ]
+
+    def step_words(self, nodes: list[str], per_node: int) -> list[str]:
+        """srun of so many tasks on each of these nodes; what it would otherwise take from the
+        surrounding job, by rules that change from release to release, is said."""
+        settings = self.settings
+        words = [
+            "srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes) * per_node}",
+            f"--ntasks-per-node={per_node}", f"--nodelist={','.join(nodes)}",
+            "--kill-on-bad-exit=1", "--mpi=none", "--export=ALL", "--cpu-bind=none",
+        ]  # fmt: skip
+        if settings.slurm.cpus_per_rank:
+            words.append(f"--cpus-per-task={settings.slurm.cpus_per_rank}")
+        if settings.slurm.gpus and settings.device != "cpu":
+            words.append(f"--gpus-per-node={settings.gpus_per_node}")
+        return words
+
+    def environment(self, attempt: Attempt, nodes: list[str]) -> dict[str, str]:
+        """What the ranks are told beside srun's own variables."""
+        return {
+            VARIABLE: str(attempt.number),
+            "MASTER_ADDR": address_of(nodes[0]),
+            "MASTER_PORT": str(port_of(self.number, attempt.number)),
+            "ELEMDIST_HOME": str(TRAIN.parent.parent),
+            **variables(self.settings),
+        }
+
+    def start(self, attempt: Attempt, nodes: list[str]) -> Process:
+        return subprocess.Popen(
+            self.words(attempt, nodes),
+            env=step_environment() | self.environment(attempt, nodes),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def others(self) -> list[slurm.Job]:
+        """The further links of the chain, which wait for this job to end."""
+        if not self.name:
+            return []
+        return [job for job in slurm.jobs(name=self.name) if job.id != str(self.number)]
+
+    def back_into_queue(self) -> bool:
+        if self.others():
+            return True
+        slurm.ask("scontrol", "requeue", self.job)
+        return True
+
+    def finish(self) -> None:
+        waiting = [job.id for job in self.others() if job.state == "PENDING"]
+        if waiting:
+            slurm.call("scancel", *waiting)
+
+
+def variables(settings: LaunchSettings) -> dict[str, str]:
+    """The variables of slurm.environment."""
+    pairs = (entry.partition("=") for entry in settings.slurm.environment)
+    return {name: value for name, _, value in pairs}
+
+
+def step_environment() -> dict[str, str]:
+    """This process's, without what of the batch script's would shape a step of other size."""
+    unwanted = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
+    return {name: value for name, value in os.environ.items() if name not in unwanted}
+
+
+def in_container(settings: LaunchSettings, run_dir: Path, words: list[str]) -> list[str]:
+    """A command as it runs in the container of the settings; as it is without one."""
+    chosen = settings.slurm
+    mounts = [str(run_dir.resolve()), str(TRAIN.parent.parent), *chosen.mounts]
+    if chosen.container == "pyxis":
+        pairs = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in mounts)
+        return [f"--container-image={chosen.image}", f"--container-mounts={pairs}", "python3",
+                *words[1:]]  # fmt: skip
+    if chosen.container == "apptainer":
+        binds = [f"--bind={mount}" for mount in mounts]
+        flags = ["--nv"] if settings.device != "cpu" else []
+        return ["apptainer", "exec", *flags, *binds, str(chosen.image), "python3", *words[1:]]
+    return words
+
+
+def shown(words: list[str]) -> str:
+    """A command as a shell would take it."""
+    return shlex.join(words)
+
+
+def place_of(settings: LaunchSettings, run_dir: Path, recipe: Path) -> Here:
+    """Raises UserError where the surrounding job is not what the settings say."""
+    if settings.local or "SLURM_JOB_ID" not in os.environ:
+        return Here(settings, run_dir, recipe)
+    place = InJob(settings, run_dir, recipe)
+    if len(place.all_nodes) < settings.nodes:
+        raise UserError(
+            f"nodes: the job has {len(place.all_nodes)}, the run asks for {settings.nodes}; submit"
+            f" it with --nodes={settings.nodes + settings.spare_nodes}"
+        )
+    return place

@@ -1,0 +1,171 @@
+"""SLURM as seen through its commands. Their text is read, not their JSON, whose shape changes from
+release to release."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from elemdist.errors import UserError, nearest
+
+TIMEOUT_S = 60
+GONE = ("Invalid job id", "Invalid job array id")
+# Of a job that holds nodes, waits for some, or will be put back into the queue.
+ALIVE = frozenset(
+    {
+        "PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD",
+        "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESIZING", "SPECIAL_EXIT",
+    }
+)  # fmt: skip
+FIELDS = ("JobID", "Name", "State", "Reason", "NodeList", "TimeLeft", "StartTime")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job in SLURM's queue.
+
+    Attributes:
+        id: its number. state: PENDING, RUNNING and so on. reason: why it waits, or (none).
+        nodes: those that it has, in SLURM's short form. time_left, starts: as SLURM writes them.
+    """
+
+    id: str
+    name: str
+    state: str
+    reason: str
+    nodes: str
+    time_left: str
+    starts: str
+
+
+def clean_environment() -> dict[str, str]:
+    """Without what a surrounding job would hand on to one submitted from it."""
+    kept = "SLURM_CONF"
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == kept or not re.match(r"(SLURM|SRUN|SBATCH|SQUEUE|SCANCEL)_", name)
+    }
+
+
+def call(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command of SLURM. Raises UserError where there is none, or it does not answer."""
+    try:
+        return subprocess.run(
+            words, capture_output=True, text=True, timeout=TIMEOUT_S, env=clean_environment()
+        )
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no SLURM here ({words[0]} is not installed); go to a login node of the"
+            " cluster, or add --local to run on this machine"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"SLURM does not answer: {words[0]} took {TIMEOUT_S} s; try again"
+        ) from None
+
+
+def ask(*words: str) -> str:
+    """What a command of SLURM prints. Raises UserError where it fails."""
+    done = call(*words)
+    if done.returncode:
+        raise UserError(f"{words[0]}: {one_line(done.stderr) or 'failed'}")
+    return done.stdout
+
+
+def one_line(text: str) -> str:
+    """SLURM's message without its frame."""
+    lines = [re.sub(r"^\w+: (error: )?", "", line.strip()) for line in text.splitlines()]
+    return "; ".join(line for line in lines if line)
+
+
+def is_here() -> bool:
+    return shutil.which("sbatch") is not None
+
+
+def jobs(name: str | None = None, numbers: Sequence[str] = ()) -> list[Job]:
+    """The jobs of this user in the queue, by name or by number. Raises UserError."""
+    words = ["squeue", "--noheader", "--me", "-O", ",".join(f"{f}:|255" for f in FIELDS)]
+    words += [f"--name={name}"] if name is not None else []
+    words += [f"--jobs={','.join(numbers)}"] if numbers else []
+    done = call(*words)
+    if done.returncode:
+        if any(word in done.stderr for word in GONE):
+            return []
+        raise UserError(f"squeue: {one_line(done.stderr)}")
+    found = []
+    for line in done.stdout.splitlines():
+        parts = [part.strip() for part in line.split("|")]
+        if len(parts) >= len(FIELDS):
+            found.append(Job(*parts[: len(FIELDS)]))
+    return [job for job in found if job.state in ALIVE]
+
+
+def show(kind: str, name: str) -> dict[str, str]:
+    """``scontrol show KIND NAME`` as key -> text; empty where there is none. Raises UserError."""
+    done = call("scontrol", "--oneliner", "show", kind, name)
+    if done.returncode or "not found" in done.stdout + done.stderr:
+        return {}
+    return dict(re.findall(r"(\S+?)=(\S*)", done.stdout))
+
+
+def partitions() -> list[str]:
+    """The names of all partitions. Raises UserError."""
+    names = [line.rstrip("*") for line in ask("sinfo", "-h", "-o", "%P").split()]
+    return list(dict.fromkeys(names))
+
+
+def default_partition() -> str | None:
+    for name in ask("sinfo", "-h", "-o", "%P").split():
+        if name.endswith("*"):
+            return name.rstrip("*")
+    return None
+
+
+def check_partition(name: str | None, nodes: int, limit_s: int) -> None:
+    """Whether a partition can run so many nodes for so long.
+
+    Raises:
+        UserError: it does not exist, is down, has fewer nodes or a shorter limit.
+    """
+    from launcher.settings import seconds
+
+    known = partitions()
+    name = name or default_partition()
+    if name is None:
+        raise UserError(f"slurm.partition: the cluster has no default; name one of {listed(known)}")
+    if name not in known:
+        raise UserError(
+            f"slurm.partition: the cluster has no '{name}'{nearest(name, known)}; known:"
+            f" {listed(known)}"
+        )
+    about = show("partition", name)
+    if about.get("State", "UP") != "UP":
+        raise UserError(f"slurm.partition: {name} is {about['State']}; take another one")
+    total = int(about.get("TotalNodes", nodes))
+    most = about.get("MaxNodes", "UNLIMITED")
+    total = min(total, int(most)) if most.isdigit() else total
+    if nodes > total:
+        raise UserError(
+            f"nodes: {nodes} are asked for, spare ones included, but a job in partition {name} can"
+            f" have {total}; take fewer nodes, or another partition"
+        )
+    longest = about.get("MaxTime", "UNLIMITED")
+    if longest != "UNLIMITED" and limit_s > seconds(longest):
+        raise UserError(
+            f"slurm.time: {limit_s} s is more than the limit of partition {name}, {longest}; ask"
+            " for less time, and add --links for a run that takes longer"
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def submit(words: Sequence[str]) -> str:
+    """Submits; the job's number. Raises UserError with what sbatch said."""
+    return ask("sbatch", "--parsable", *words).strip().partition(";")[0]

@@ -1,0 +1,285 @@
+"""The attempts of a run, one after the other: ``elemdist supervise RECIPE.yaml --run-dir RUN``.
+
+slurm/train.sbatch is this inside a job; ``elemdist launch --local`` is it on one machine. It starts
+the ranks, has them save when the time is up, tells why they ended, and begins again, goes back into
+the queue, or gives up: see decide.py. What it did stands in RUN/attempts.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from elemdist.atomic import write_atomically
+from elemdist.attempts import Attempt, numbers
+from elemdist.errors import (
+    EXIT_DIVERGED,
+    EXIT_LOST,
+    EXIT_NOT_SAVED,
+    EXIT_STALLED,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    UserError,
+)
+from elemdist.stop import read_end
+from launcher.decide import End, Next, decide
+from launcher.places import Here, place_of, shown
+from launcher.progress import newest_step, tail
+from launcher.settings import LaunchSettings, as_recipe, read, train_recipe
+
+SIGNALS = {
+    signal.SIGUSR2: "the time limit of the job",
+    signal.SIGTERM: "SIGTERM: the job is preempted, requeued or cancelled",
+    signal.SIGINT: "Ctrl-C",
+}
+KINDS = {
+    EXIT_USER_ERROR: "mistake",
+    EXIT_LOST: "lost rank",
+    EXIT_STALLED: "hang",
+    EXIT_DIVERGED: "diverged",
+    EXIT_NOT_SAVED: "not saved",
+}
+POLL_S = 0.2
+LOOK_S = 5.0  # between two looks at the nodes
+KILLED_S = 90.0  # for SLURM to end a job whose ranks it has asked to stop
+SETTLE_S = 20.0  # for SLURM to notice that a node is gone when a rank is
+
+
+def say(line: str) -> None:
+    print(f"elemdist: {time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+class Supervisor:
+    """Begins attempts of a run until it is done or there is no point in another.
+
+    Attributes:
+        asked: why the ranks are asked to stop, None as long as they are not.
+    """
+
+    def __init__(self, settings: LaunchSettings, run_dir: Path, place: Here) -> None:
+        self.settings, self.run_dir, self.place = settings, run_dir, place
+        self.asked: str | None = None
+        self.signals: list[int] = []
+        self.bad: dict[str, str] = {}
+
+    def run(self) -> int:
+        """The exit code of the whole: 0 only where the run is done."""
+        with self.listening():
+            while True:
+                end = self.attempt()
+                action, why = decide(ends_of(self.run_dir), self.settings.retry)
+                if self.settings.local and action == "queue":
+                    action = "stopped"
+                say(f"{SAID[action]}: {why}" if action != "done" else "the run is done")
+                if action == "again":
+                    self.pause()
+                    continue
+                return self.leave(action, end)
+
+    def attempt(self) -> End:
+        """One start of the ranks, to its end."""
+        place, before = self.place, newest_step(self.run_dir)
+        self.bad = place.bad_nodes()
+        nodes = self.choose_nodes()
+        attempt = Attempt.begin(
+            self.run_dir,
+            {"job": place.job, "nodes": nodes, "ranks": self.settings.world_size, "before": before},
+        )
+        say(f"attempt {attempt.number} on {', '.join(nodes)}, from step {before}")
+        process = place.start(attempt, nodes)
+        code = self.wait(process, attempt, nodes)
+        end = self.judge(attempt, nodes, code, before)
+        attempt.write("end", vars(end) | {"nodes": nodes, "job": place.job})
+        say(f"attempt {attempt.number} ended after step {end.step}: {end.reason}")
+        return end
+
+    def choose_nodes(self) -> list[str]:
+        """Those of this attempt. Raises UserError where too few are left."""
+        good = [node for node in self.place.nodes() if node not in self.bad]
+        if len(good) < self.settings.nodes and not isinstance(self.place, Here):
+            raise UserError("too few nodes are left")
+        return good[: self.settings.nodes]
+
+    def wait(self, process: subprocess.Popen[bytes], attempt: Attempt, nodes: list[str]) -> int:
+        """Until the ranks have ended; hands on the wish to stop. The exit code of their starter."""
+        looked_s = time.monotonic()
+        while (code := process.poll()) is None:
+            self.take_signals(process)
+            if self.asked is not None:
+                attempt.ask_to_stop(self.asked)
+            if time.monotonic() - looked_s > LOOK_S:
+                looked_s = time.monotonic()
+                with suppress(UserError):  # a controller that does not answer now
+                    self.bad = self.place.bad_nodes()
+                if any(node in self.bad for node in nodes):
+                    process.terminate()  # srun waits for a dead node for long
+            time.sleep(POLL_S)
+        return code
+
+    def take_signals(self, process: subprocess.Popen[bytes]) -> None:
+        while self.signals:
+            number = self.signals.pop(0)
+            if number == signal.SIGINT and self.asked is not None:
+                process.terminate()
+            self.asked = self.asked or SIGNALS[signal.Signals(number)]
+
+    def judge(self, attempt: Attempt, nodes: list[str], code: int, before: int) -> End:
+        """What the end of the ranks means."""
+        said = read_end(self.run_dir)
+        ours = said if said is not None and said["attempt"] == attempt.number else None
+        asked = attempt.asked_to_stop()
+        after = newest_step(self.run_dir)
+        step = max(after, int(ours["step"]) if ours else before)
+        facts: dict[str, Any] = {"before": before, "after": after, "step": step, "asked": asked}
+        if ours is not None and ours["state"] == "done":
+            return End(0, "done", "done", **facts)
+        if ours is not None and ours["code"] == EXIT_STOPPED:
+            return End(EXIT_STOPPED, "stopped", ours["reason"], **facts)
+        if bad := self.look_for_bad_nodes(nodes, ours):
+            told = ", ".join(f"{node} is {state}" for node, state in bad.items())
+            return End(EXIT_LOST, "node", f"a node was lost: {told}", **facts)
+        if ours is not None and ours["code"]:
+            kind = KINDS.get(ours["code"], "crash")
+            return End(ours["code"], kind, ours["reason"] or kind, **facts)
+        if code == EXIT_USER_ERROR:
+            return End(code, "mistake", last_error(attempt) or "a mistake, see the log", **facts)
+        reason = last_error(attempt) or f"the ranks ended with code {code} and did not say why"
+        return End(code or EXIT_LOST, "lost rank", reason, **facts)
+
+    def look_for_bad_nodes(self, nodes: list[str], said: dict[str, Any] | None) -> dict[str, str]:
+        """Those of the attempt that are gone, where a lost rank may come of it: SLURM needs time
+        to notice."""
+        suspicious = said is None or said["state"] == "running" or said["code"] == EXIT_LOST
+        deadline = time.monotonic() + (SETTLE_S if suspicious and self.place.job else 0)
+        while True:
+            found = {node: state for node, state in self.bad.items() if node in nodes}
+            if found or time.monotonic() >= deadline:
+                return found
+            time.sleep(1.0)
+            with suppress(UserError):
+                self.bad = self.place.bad_nodes()
+
+    def leave(self, action: Next, end: End) -> int:
+        """Ends this job as the action says."""
+        if action == "queue":
+            if end.asked is None:
+                # The ranks were asked by SLURM itself, which is about to end this job and to
+                # put it back into the queue.
+                time.sleep(KILLED_S)
+            self.place.back_into_queue()
+            return EXIT_STOPPED
+        self.place.finish()
+        return end.code
+
+    def pause(self) -> None:
+        deadline = time.monotonic() + self.settings.retry.pause_s
+        while time.monotonic() < deadline and not self.signals:
+            time.sleep(POLL_S)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """SIGUSR2, SIGTERM and SIGINT are noted, and come to act in wait()."""
+        old = {number: signal.signal(number, self.note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.signals.append(number)
+
+
+SAID: dict[Next, str] = {
+    "done": "done",
+    "stopped": "stopped",
+    "again": "again",
+    "queue": "back into the queue",
+    "give up": "given up",
+}
+
+
+def ends_of(run_dir: Path) -> list[End]:
+    """How the attempts since the run was last launched ended, the oldest first; those that could
+    not say it count as a lost node, which takes the whole job with it."""
+    first = launched_before(run_dir) + 1
+    attempts = [Attempt(run_dir, number) for number in numbers(run_dir) if number >= first]
+    begins = [attempt.read("begin") for attempt in attempts]
+    # The newest checkpoint at the end of each was that at the begin of the next.
+    afters = [int(begin.get("before", 0)) for begin in begins[1:]] + [newest_step(run_dir)]
+    found = []
+    for attempt, begin, after in zip(attempts, begins, afters, strict=True):
+        end = End.of(attempt.read("end"))
+        if end is None and "before" in begin:  # without: it was not a launcher's
+            asked, before = attempt.asked_to_stop(), int(begin["before"])
+            code = EXIT_STOPPED if asked and after > before else EXIT_LOST
+            end = End(code, "node", "its job ended at once", before, after, after, asked)
+        found += [end] if end is not None else []
+    return found
+
+
+def launched_before(run_dir: Path) -> int:
+    """The number of the newest attempt when somebody launched the run last."""
+    try:
+        return int((run_dir / "launch" / "attempts-before").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def note_launch(run_dir: Path) -> None:
+    """From here on failures are counted anew."""
+    newest = max(numbers(run_dir), default=0)
+    write_atomically(run_dir / "launch" / "attempts-before", f"{newest}\n")
+
+
+def last_error(attempt: Attempt) -> str:
+    """The last message of a rank in the logs of an attempt."""
+    for path in sorted(attempt.folder.glob("rank-*.log")):
+        for line in reversed(tail(path)):
+            if line.startswith("elemdist train: "):
+                return line.removeprefix("elemdist train: ").removeprefix("error: ")
+    return ""
+
+
+def prepare(settings: LaunchSettings) -> tuple[Path, Path]:
+    """(run folder, recipe of the ranks): made, with what the run is. Raises UserError."""
+    run_dir = Path(settings.run_dir or f"runs/job-{os.environ.get('SLURM_JOB_ID', os.getpid())}")
+    settings.run_dir = str(run_dir)
+    folder = run_dir / "launch"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "launch.yaml", as_recipe(settings))
+        write_atomically(folder / "recipe.yaml", train_recipe(settings))
+    except OSError as error:
+        raise UserError(
+            f"run_dir: cannot write into {folder}: {error.strerror}; name a folder that all nodes"
+            " can write with --run-dir"
+        ) from None
+    return run_dir, folder / "recipe.yaml"
+
+
+def run(argv: list[str], description: str | None) -> int:
+    """``elemdist supervise``; the exit code."""
+    settings = read(argv, "elemdist supervise", description)
+    settings.local = settings.local or "SLURM_JOB_ID" not in os.environ
+    settings.check_launch()
+    run_dir, recipe = prepare(settings)
+    end = read_end(run_dir)
+    if end is not None and end["state"] == "done":
+        say(f"{run_dir}: the run is done already, after step {end['step']}")
+        return 0
+    if "ELEMDIST_LAUNCHED" not in os.environ and not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        note_launch(run_dir)  # by hand; `elemdist launch` has done so before it submitted
+    place = place_of(settings, run_dir, recipe)
+    say(f"run folder {run_dir}; job {place.job or 'none'}")
+    return Supervisor(settings, run_dir, place).run()
+
+
+__all__ = ["Supervisor", "ends_of", "prepare", "run", "shown"]
