@@ -135,6 +135,7 @@ def how_it_ended(error: BaseException) -> tuple[int, str, bool]:
     if lost_contact(error):
         # gloo begins with a place in its source code, in brackets.
         reason = str(error).strip().partition("\n")[0].rpartition("] ")[2]
+        reason = reason.partition(". This is typically")[0]  # and ends with advice
         told = f"lost contact with another rank, whose own message tells why ({reason})"
         return EXIT_LOST, f"{told}; the same command with --resume goes on", False
     traceback.print_exception(error)

@@ -103,13 +103,9 @@ def without_progress(ends: Sequence[End]) -> int:
 
 
 def is_same(before: End, last: End) -> bool:
-    """Whether an attempt failed as the one before it did, in the same step, after the same start:
-    what comes of the run itself. What comes of a node may strike at any step."""
-    if not is_failure(before) or before.kind == "node":
+    """Whether an attempt failed as the one before it did, and in the same step: what comes of the
+    run itself. What comes of a node may strike at any step."""
+    if not is_failure(before) or last.kind == "node":
         return False
-    return (before.code, before.kind, before.step, before.before) == (
-        last.code,
-        last.kind,
-        last.step,
-        last.before,
-    ) and (last.code == EXIT_BUG or last.step > 0)
+    same = (before.code, before.kind, before.step) == (last.code, last.kind, last.step)
+    return same and (last.code == EXIT_BUG or last.step > 0)

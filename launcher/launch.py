@@ -10,6 +10,7 @@ A run that is in the queue already is not submitted again, and one that ended go
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import os
@@ -18,17 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from elemdist.errors import UserError
-from elemdist.stop import read_end
 from launcher import slurm
 from launcher.places import shown
 from launcher.progress import newest_step
 from launcher.settings import LaunchSettings, as_recipe, read, seconds, train_recipe
-from launcher.supervise import note_launch, prepare
+from launcher.supervise import done_at, note_launch, prepare
 from launcher.supervise import run as supervise
 
 HOME = Path(__file__).resolve().parent.parent
 SCRIPT = HOME / "slurm" / "train.sbatch"
-ENDED = "the run is done"
 
 
 def run(argv: list[str], description: str | None) -> int:
@@ -44,6 +43,9 @@ def launch(settings: LaunchSettings) -> int:
     settings.run_dir = os.path.abspath(settings.run_dir)
     make_absolute(settings)
     settings.check_launch()
+    if not settings.dry_run and (step := done_at(Path(settings.run_dir), settings.steps)):
+        print(f"{settings.run_dir}: the run is done, after step {step}; nothing to do")
+        return 0
     check_fit(settings)
     if not settings.local:
         nodes = settings.nodes + settings.spare_nodes
@@ -60,11 +62,8 @@ def launch(settings: LaunchSettings) -> int:
 
 
 def submit(settings: LaunchSettings, run_dir: Path) -> int:
-    """Submits the run unless it is in the queue, or done."""
-    end, name = read_end(run_dir), job_name(run_dir)
-    if end is not None and end["state"] == "done":
-        print(f"{run_dir}: {ENDED}, after step {end['step']}; nothing to submit")
-        return 0
+    """Submits the run unless it is in the queue."""
+    name = job_name(run_dir)
     if there := slurm.jobs(name=name):
         job = there[0]
         print(
@@ -128,6 +127,7 @@ def job_name(run_dir: Path) -> str:
 def told(settings: LaunchSettings) -> list[str]:
     """What --dry-run prints."""
     run_dir = Path(settings.run_dir or "")
+    settings = dataclasses.replace(settings, dry_run=False)
     lines = [f"# {run_dir}/launch/launch.yaml", as_recipe(settings).rstrip()]
     lines += [f"# {run_dir}/launch/recipe.yaml, for the ranks", train_recipe(settings).rstrip()]
     if settings.local:
@@ -166,6 +166,7 @@ def check_fit(settings: LaunchSettings) -> None:
     from launcher.plan import shape, take_geometry, tensor_sizes
     from launcher.run_plan import case_of
 
+    settings = dataclasses.replace(settings)  # of which the geometry is filled in
     labels = take_geometry(settings)
     config = shape(settings, subword=False, labels=labels)
     case = case_of(settings, config, tensor_sizes(config))

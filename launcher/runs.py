@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -135,7 +136,9 @@ def status_of(run_dir: Path) -> Status:
     state = end["state"] if end else "ended" if taken else "not begun"
     reason = ended.reason if ended else end["reason"] if end else ""
     step = max(int(figures.get("step", 0)), end["step"] if end else 0)
-    job = job_of(run_dir)
+    job = None
+    with suppress(UserError):  # the folder knows most
+        job = next(iter(jobs_of(run_dir)), None)
     if job is not None and state != "done":
         state, reason = ("runs", "") if job.state == "RUNNING" else ("waits", job.reason)
     elif state == "running":
@@ -163,23 +166,17 @@ def steps_of(run_dir: Path) -> int:
     return 0
 
 
-def job_of(run_dir: Path) -> slurm.Job | None:
-    """The job of a launched run that is in the queue; that which runs, if one does."""
-    if not slurm.is_here() or not (run_dir / "launch").is_dir():
-        return None
-    try:
-        found = slurm.jobs(name=job_name(run_dir))
-        if not found and (number := by_hand(run_dir)):
-            found = slurm.jobs(numbers=[number])
-    except UserError:  # a controller that does not answer: the folder knows most
-        return None
-    return min(found, key=lambda job: job.state != "RUNNING", default=None)
-
-
-def by_hand(run_dir: Path) -> str:
-    """The job of the newest attempt: a plain sbatch has a name of its own."""
+def jobs_of(run_dir: Path) -> list[slurm.Job]:
+    """The jobs of a run that are in the queue, those that run first. Raises UserError where SLURM
+    does not answer."""
     newest = Attempt.newest(run_dir)
-    return str(newest.read("begin").get("job", "")) if newest else ""
+    last = str(newest.read("begin").get("job", "")) if newest else ""
+    if not last and not (run_dir / "launch" / "jobs").exists():
+        return []  # it never was SLURM's
+    found = slurm.jobs(name=job_name(run_dir))
+    if not found and last:  # a plain sbatch has a name of its own
+        found = slurm.jobs(numbers=[last])
+    return sorted(found, key=lambda job: job.state != "RUNNING")
 
 
 def table(found: list[Status]) -> list[str]:
@@ -255,14 +252,16 @@ def cancel(argv: list[str], description: str | None) -> int:
     if found.state not in ("runs", "waits"):
         raise UserError(f"{run_dir} does not run: {found.state} after step {found.step}")
     newest = Attempt.newest(run_dir)
-    everything = slurm.jobs(name=job_name(run_dir)) if slurm.is_here() else []
-    waiting = [job.id for job in everything if job.state == "PENDING"]
-    running = [job.id for job in everything if job.state != "PENDING"]
+    jobs = jobs_of(run_dir)
+    waiting = [job.id for job in jobs if job.state == "PENDING"]
+    running = [job.id for job in jobs if job.state != "PENDING"]
+    if settings.now and not jobs:
+        raise UserError(f"--now: {run_dir} has no job of SLURM; press Ctrl-C twice where it runs")
     if waiting:
         slurm.call("scancel", *waiting)
     if found.state == "runs" and newest is not None:
         newest.ask_to_stop(CANCELLED)
-        if settings.now and running:
+        if settings.now:
             slurm.call("scancel", "--signal=KILL", "--full", *running)
             slurm.call("scancel", *running)
     if settings.wait:

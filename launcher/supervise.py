@@ -147,7 +147,7 @@ class Supervisor:
             return End(EXIT_LOST, "node", f"a node was lost: {told}", **facts)
         if ours is not None and ours["code"]:
             kind = KINDS.get(ours["code"], "crash")
-            return End(ours["code"], kind, ours["reason"] or kind, **facts)
+            return End(ours["code"], kind, in_short(ours["reason"]) or kind, **facts)
         if code == EXIT_USER_ERROR:
             return End(code, "mistake", last_error(attempt) or "a mistake, see the log", **facts)
         reason = last_error(attempt) or f"the ranks ended with code {code} and did not say why"
@@ -206,6 +206,12 @@ SAID: dict[Next, str] = {
 }
 
 
+def done_at(run_dir: Path, steps: int) -> int | None:
+    """The last step of a run that has done so many; None as long as it has not."""
+    end = read_end(run_dir)
+    return end["step"] if end and end["state"] == "done" and end["step"] >= steps else None
+
+
 def ends_of(run_dir: Path) -> list[End]:
     """How the attempts since the run was last launched ended, the oldest first; those that could
     not say it count as a lost node, which takes the whole job with it."""
@@ -244,8 +250,13 @@ def last_error(attempt: Attempt) -> str:
     for path in sorted(attempt.folder.glob("rank-*.log")):
         for line in reversed(tail(path)):
             if line.startswith("elemdist train: "):
-                return line.removeprefix("elemdist train: ").removeprefix("error: ")
+                return in_short(line.removeprefix("elemdist train: ").removeprefix("error: "))
     return ""
+
+
+def in_short(reason: str) -> str:
+    """Without the advice to resume, which is what the supervisor does."""
+    return reason.partition("; the same command with --resume")[0].removeprefix("error: ")
 
 
 def prepare(settings: LaunchSettings) -> tuple[Path, Path]:
@@ -271,9 +282,8 @@ def run(argv: list[str], description: str | None) -> int:
     settings.local = settings.local or "SLURM_JOB_ID" not in os.environ
     settings.check_launch()
     run_dir, recipe = prepare(settings)
-    end = read_end(run_dir)
-    if end is not None and end["state"] == "done":
-        say(f"{run_dir}: the run is done already, after step {end['step']}")
+    if (step := done_at(run_dir, settings.steps)) is not None:
+        say(f"{run_dir}: the run is done already, after step {step}")
         return 0
     if "ELEMDIST_LAUNCHED" not in os.environ and not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         note_launch(run_dir)  # by hand; `elemdist launch` has done so before it submitted

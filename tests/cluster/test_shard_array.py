@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.cluster.conftest import Cluster
+from tests.cluster.cluster import Cluster
 from tests.conftest import elemdist
 from tests.data_prep.corpora import MANY, files_of, write_corpus
 

@@ -1,0 +1,227 @@
+"""A real SLURM of three nodes on this machine, with ports, folders and keys of its own.
+
+Each node has a /dev/shm and a TMPDIR of its own, as nodes have, in a mount namespace that all its
+processes share and no other has: by it they are known.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from tests.conftest import ELEMDIST, REPOSITORY
+
+NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "unshare")
+NODES = ("n1", "n2", "n3")
+WAIT_S = 60
+SMALL_BYTES = 6_000_000  # of a disk that fills up
+
+CONFIGURATION = """
+ClusterName=tests
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CryptoType=crypto/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+SlurmdTimeout=20
+KillWait=20
+InactiveLimit=0
+ReturnToService=2
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SchedulerParameters=bf_interval=1,sched_interval=1
+MailProg=/bin/true
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP PriorityTier=1 GraceTime=15
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+"""
+
+Process = subprocess.Popen[bytes]
+
+
+class Cluster:
+    """The cluster as its users, and its admin, see it.
+
+    Args:
+        folder: where its state and logs lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.configuration = folder / "slurm.conf"
+        self.small = folder / "small"
+        self._daemons: list[Process] = []
+        self._nodes: dict[str, Process] = {}
+
+    def start(self) -> None:
+        """Starts all daemons, and waits until the nodes are idle."""
+        ports = free_ports(len(NODES) + 1)
+        host = "NodeHostname=localhost NodeAddr=127.0.0.1 CPUs=8"
+        pairs = zip(NODES, ports[1:], strict=True)
+        nodes = "\n".join(f"NodeName={name} {host} Port={port}" for name, port in pairs)
+        for name in ("state", *(f"{kind}-{node}" for kind in ("spool", "tmp") for node in NODES)):
+            (self.folder / name).mkdir()
+        text = CONFIGURATION.format(folder=self.folder, ports=ports, nodes=nodes)
+        self.configuration.write_text(text)
+        (self.folder / "munge.key").write_bytes(os.urandom(1024))
+        (self.folder / "munge.key").chmod(0o400)
+        self.folder.chmod(0o755)
+        # Before the nodes: what is mounted later they do not see.
+        self.small.mkdir()
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={SMALL_BYTES}", "tmpfs", self.small], check=True
+        )
+        names = ("socket", "key", "pid", "log", "seed")
+        socket_, key, pid, log, seed = (str(self.folder / f"munge.{name}") for name in names)
+        self._daemons.append(
+            self._start(
+                "munged", "--foreground", "--force", f"--socket={socket_}", f"--key-file={key}",
+                f"--pid-file={pid}", f"--log-file={log}", f"--seed-file={seed}",
+            )
+        )  # fmt: skip
+        wait_for(lambda: Path(socket_).exists(), "munged")
+        self._daemons.append(self._start("slurmctld", "-D", "-f", str(self.configuration)))
+        for node in NODES:
+            self.start_node(node)
+        self.wait_for_idle_nodes()
+
+    def start_node(self, node: str) -> None:
+        """Starts a node's daemon, in a place of its own."""
+        script = 'mount -t tmpfs tmpfs /dev/shm && exec slurmd -D -N "$0" -f "$1"'
+        self._nodes[node] = self._start(
+            "unshare", "--mount", "sh", "-c", script, node, str(self.configuration),
+            TMPDIR=str(self.folder / f"tmp-{node}"),
+        )  # fmt: skip
+
+    def kill_node(self, node: str) -> None:
+        """The node dies: its daemon, and all it has started, at once."""
+        for number in [self._nodes[node].pid, *self.processes(node)]:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        self._nodes[node].wait()
+
+    def silence_node(self, node: str) -> list[int]:
+        """The node hangs: its daemon is gone for SLURM, and its processes stand still; those."""
+        stopped = self.processes(node)
+        for number in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGSTOP)
+        self._nodes[node].kill()
+        self._nodes[node].wait()
+        return stopped
+
+    def processes(self, node: str) -> list[int]:
+        """The processes of a node's jobs."""
+        daemon = self._nodes[node].pid
+        with suppress(OSError):
+            place = os.readlink(f"/proc/{daemon}/ns/mnt")
+            self._places = getattr(self, "_places", {}) | {node: place}
+        place = self._places[node]
+        found = []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and int(entry) != daemon:
+                with suppress(OSError):
+                    if os.readlink(f"/proc/{entry}/ns/mnt") == place:
+                        found.append(int(entry))
+        return found
+
+    def shared_memory(self, node: str) -> list[str]:
+        """What lies in a node's /dev/shm."""
+        return os.listdir(f"/proc/{self._nodes[node].pid}/root/dev/shm")
+
+    def _start(self, *command: str, **more: str) -> Process:
+        with (self.folder / f"{command[0]}.out").open("ab") as log:
+            environment = {name: x for name, x in os.environ.items() if "SLURM" not in name}
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment | more)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Of a user's shell on this cluster."""
+        path = f"{Path(ELEMDIST).parent}:{os.environ['PATH']}"
+        return os.environ | {"SLURM_CONF": str(self.configuration), "PATH": path} | more
+
+    def command(
+        self, *words: str | Path, timeout: float = WAIT_S, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """A command on this cluster; `more` is added to the environment."""
+        return subprocess.run(
+            [str(word) for word in words],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=REPOSITORY,
+            env=self.environment(**more),
+        )
+
+    def ask(self, *words: str | Path) -> str:
+        """The same for one that must succeed; what it printed."""
+        done = self.command(*words)
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+        return done.stdout.strip()
+
+    def wait_for_idle_nodes(self) -> None:
+        wait_for(
+            lambda: set(self.command("sinfo", "-h", "-o", "%T").stdout.split()) == {"idle"},
+            "idle nodes",
+        )
+
+    def wait_until_empty(self, timeout_s: float) -> None:
+        """Waits until no job is left."""
+
+        def empty() -> bool:
+            listed = self.command("squeue", "-h")
+            return listed.returncode == 0 and not listed.stdout.strip()
+
+        wait_for(empty, "the jobs to end", timeout_s)
+
+    def stop(self) -> None:
+        """Ends what start() started, the nodes first."""
+        self.command("scancel", "--user=root")
+        daemons = [*self._daemons, *self._nodes.values()]
+        for process in reversed(daemons):
+            process.terminate()
+        for process in reversed(daemons):
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        subprocess.run(["umount", "--lazy", self.small], check=False)
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
+    """Waits until condition() holds."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"waited {timeout_s:.0f} s for {what}"
+        time.sleep(0.2)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens at."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

@@ -1,0 +1,308 @@
+"""Runs that finish, on a real SLURM: two nodes with two ranks each, ZeRO 3, real shards.
+
+In each scenario something ends the run early. It must come to its end all the same, by itself or by
+the one command that the scenario is about, with the losses of an undisturbed run, and leave nothing
+behind on any node.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from elemdist.attempts import Attempt, numbers
+from elemdist.slurm_ranks import port_of
+from elemdist.stop import read_end
+from launcher.launch import job_name
+from launcher.progress import newest_step
+from tests.cluster.cluster import NODES, Cluster, wait_for
+from tests.conftest import TINY
+from tests.forked import train
+from tests.shard_sets import flip
+from tests.test_attempts import tree
+from tests.test_elastic import same_run
+
+STEPS, EVERY = 60, 10
+LONG_S = 420
+RUN = [
+    *TINY, "--zero.stage", "3", "--steps", str(STEPS), "--checkpoint-every", str(EVERY),
+    "--eval-every", "0", "--keep-last", "3",
+]  # fmt: skip
+NODES_2 = ["--nodes", "2", "--ranks-per-node", "2", "--retry.pause-s", "1"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(folder / "log", 2, "--run-dir", folder / "run", "--data.train", packed / "train", *RUN)
+    return folder / "run"
+
+
+class Run:
+    """A run on the cluster."""
+
+    def __init__(self, cluster: Cluster, data: Path, run: Path, undisturbed: Path) -> None:
+        self.cluster, self.run, self.undisturbed = cluster, run, undisturbed
+        self.words = [*RUN, "--data.train", str(data / "train"), "--run-dir", str(run)]
+
+    def verb(self, verb: str, *words: str | Path, code: int = 0) -> str:
+        """A command of elemdist; what it printed."""
+        done = self.cluster.command("elemdist", verb, *words, timeout=120)
+        assert done.returncode == code, f"{verb}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def launch(self, *more: str) -> str:
+        return self.verb("launch", *self.words, *NODES_2, *more)
+
+    def wait_for_step(self, step: int) -> None:
+        """Until a checkpoint of that step, or of a later one, is there."""
+        wait_for(lambda: newest_step(self.run) >= step, f"step {step}\n{self.log()}", LONG_S)
+
+    def job(self) -> str:
+        return (self.run / "launch" / "jobs").read_text().split()[-1]
+
+    def ranks(self, node: str) -> list[int]:
+        """The processes of the ranks on a node."""
+        found = []
+        for number in self.cluster.processes(node):
+            with suppress(OSError):
+                words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
+                if any(word.endswith(b"elemdist/train.py") for word in words[:3]):
+                    found.append(number)
+        return found
+
+    def job_that_runs(self) -> str:
+        return self.cluster.ask("squeue", "-h", "-t", "R", "-o", "%i", f"--name={self.name()}")
+
+    def name(self) -> str:
+        return job_name(self.run)
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """All its ranks do nothing in here."""
+        ranks = [rank for node in NODES for rank in self.ranks(node)]
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for rank in ranks:
+                with suppress(ProcessLookupError):
+                    os.kill(rank, signal.SIGCONT)
+
+    def log(self) -> str:
+        """All that the run's jobs and ranks have printed."""
+        files = [*self.run.glob("launch/job-*.log"), *self.run.glob("attempts/*/rank-*.log")]
+        return "\n".join(f"== {path}\n{path.read_text()}" for path in sorted(files))
+
+    def finish(self, attempts: int, *kinds: str) -> None:
+        """Waits for its end, which must be that of the undisturbed run, after so many attempts,
+        which ended so."""
+
+        def done() -> bool:
+            end = read_end(self.run)
+            return end is not None and end["state"] == "done" and end["step"] == STEPS
+
+        wait_for(done, f"the end of the run\n{self.log()}", LONG_S)
+        wait_for(lambda: not self.in_queue(), "the end of its jobs", 120)
+        same_run(self.run, self.undisturbed, STEPS)
+        assert len(numbers(self.run)) == attempts, self.log()
+        assert [kind for kind in self.kinds() if kind != "done"] == list(kinds), self.log()
+
+    def in_queue(self) -> str:
+        return self.cluster.ask("squeue", "-h", "-o", "%i %j %T")
+
+    def kinds(self) -> list[str]:
+        ends = [Attempt(self.run, number).read("end") for number in numbers(self.run)]
+        return [end.get("kind", "none") for end in ends]
+
+
+@pytest.fixture
+def run(cluster: Cluster, packed: Path, tmp_path: Path, undisturbed: Path) -> Iterator[Run]:
+    one = Run(cluster, packed, tmp_path / "a run's $folder", undisturbed)
+    yield one
+    cluster.ask("scancel", "--user=root")
+    cluster.wait_until_empty(120)
+    nothing_is_left(one)
+
+
+def nothing_is_left(run: Run) -> None:
+    """No process, no shared memory, no port."""
+    for node in NODES:
+        wait_for(lambda node=node: not run.cluster.processes(node), f"the processes of {node}", 60)
+        assert run.cluster.shared_memory(node) == []
+    for number in numbers(run.run):
+        job = Attempt(run.run, number).read("begin").get("job")
+        if job:
+            with socket.socket() as probe:
+                assert probe.connect_ex(("127.0.0.1", port_of(int(job), number))) != 0
+
+
+def test_a_plain_job(run):
+    out = run.launch()
+    assert f"begins as job {run.job()}" in out
+    run.finish(1)
+    out = run.verb("status", run.run)
+    assert re.search(rf"done +{STEPS}/{STEPS}", out)
+    assert f"step {STEPS}/{STEPS}" in run.verb("logs", run.run, "--lines", "3")
+    assert "attempt 1 on n1, n2, from step 0" in run.verb("logs", run.run, "--job")
+    assert "nothing to do" in run.launch()
+
+
+def test_a_plain_sbatch_of_the_script(run):
+    log = run.run.parent / "job.log"
+    number = run.cluster.ask(
+        "sbatch", "--parsable", "--nodes=2", f"--output={log}", "slurm/train.sbatch",
+        *run.words, *NODES_2,
+    )  # fmt: skip
+    assert number.isdigit()
+    wait_for(lambda: not run.in_queue(), "its end", LONG_S)
+    assert read_end(run.run)["state"] == "done", log.read_text()
+    same_run(run.run, run.undisturbed, STEPS)
+
+
+def test_a_rank_is_killed(run):
+    run.launch()
+    run.wait_for_step(20)
+    os.kill(run.ranks("n2")[0], signal.SIGKILL)
+    run.finish(2, "lost rank")
+
+
+def test_the_time_limit_comes_in_the_middle_and_the_next_link_goes_on(run):
+    run.launch("--links", "2", "--slurm.time", "2:00", "--slurm.save-s", "60")
+    run.wait_for_step(20)
+    stopped = Attempt(run.run, 1).folder / "stop"
+    with run.standing_still():
+        wait_for(stopped.exists, "the signal before the time limit", 150)
+    run.finish(2, "stopped")
+    end = Attempt(run.run, 1).read("end")
+    assert end["asked"] == "the time limit of the job"
+    assert end["after"] == end["step"] >= 20, "and nothing was lost"
+
+
+def test_a_hang(run):
+    run.launch("--guard.stall-s", "15")
+    run.wait_for_step(20)
+    os.kill(run.ranks("n2")[1], signal.SIGSTOP)
+    run.finish(2, "hang")
+    assert (run.run / "stacks" / "rank-00000.txt").exists()
+
+
+def test_the_same_launch_twice(run):
+    run.launch()
+    assert "in the queue already" in run.launch()
+    run.wait_for_step(10)
+    assert "in the queue already as job" in run.launch()
+    run.finish(1)
+
+
+def test_cancel_with_a_checkpoint_and_resume_on_one_node_and_on_three(run):
+    run.launch()
+    run.wait_for_step(10)
+    run.verb("cancel", run.run)
+    assert read_end(run.run)["state"] == "stopped"
+    first = newest_step(run.run)
+    assert run.kinds() == ["stopped"]
+    run.verb("resume", run.run, "--nodes", "1")
+    run.wait_for_step(first + 10)
+    run.verb("cancel", run.run)
+    run.verb("resume", run.run, "--nodes", "3", "--ranks-per-node", "1")
+    run.finish(3, "stopped", "stopped")
+
+
+def test_two_runs_at_once_one_requeued_by_an_admin_one_by_its_time_limit(
+    run, cluster, packed, tmp_path, undisturbed
+):
+    """On shared nodes. SLURM holds what was requeued for two minutes, so they wait together."""
+    other = Run(cluster, packed, tmp_path / "other", undisturbed)
+    run.launch()
+    other.launch("--slurm.time", "2:00", "--slurm.save-s", "60")
+    run.wait_for_step(10)
+    cluster.ask("scontrol", "requeue", run.job())
+    other.wait_for_step(10)
+    with other.standing_still():
+        wait_for((Attempt(other.run, 1).folder / "stop").exists, "the signal", 150)
+    run.finish(2, "stopped")
+    other.finish(2, "stopped")
+
+
+def test_preemption_by_a_higher_partition(run, cluster):
+    run.launch()
+    run.wait_for_step(20)
+    cluster.ask("sbatch", "-p", "high", "-N", "3", "--exclusive", "--wrap", "sleep 3",
+                "--output=/dev/null")  # fmt: skip
+    run.finish(2, "stopped")
+    end = Attempt(run.run, 1).read("end")
+    assert end["after"] == end["step"] >= 20, "and nothing was lost"
+
+
+def test_a_node_dies_and_returns(run, cluster):
+    run.launch()
+    run.wait_for_step(20)
+    cluster.kill_node("n2")
+    wait_for(lambda: "n2 down" in cluster.ask("sinfo", "-N", "-h", "-o", "%N %T"), "its loss", 90)
+    cluster.start_node("n2")
+    run.finish(2, "node")
+
+
+def test_a_spare_node_takes_the_place_of_one_that_died(run, cluster):
+    run.launch("--spare-nodes", "1")
+    run.wait_for_step(20)
+    cluster.kill_node("n2")
+    try:
+        run.finish(2, "node")
+        assert Attempt(run.run, 2).read("begin")["nodes"] == ["n1", "n3"]
+    finally:
+        cluster.start_node("n2")
+        cluster.wait_for_idle_nodes()
+
+
+def test_a_corrupt_newest_checkpoint(run):
+    run.launch()
+    run.wait_for_step(20)
+    run.verb("cancel", run.run)
+    newest = newest_step(run.run)
+    (file,) = run.run.glob(f"checkpoints/step-{newest:08d}/state/rank-00002*")
+    flip(file, 1000)
+    run.verb("resume", run.run)
+    run.finish(2, "stopped")
+    assert "taking the one before" in run.log()
+
+
+def test_a_disk_that_is_full_while_saving(run, cluster, packed, undisturbed):
+    one = Run(cluster, packed, cluster.small / "run", undisturbed)
+    one.launch()
+    one.wait_for_step(10)
+    filler = cluster.small / "filler"
+    with suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    wait_for(lambda: "not written" in one.log(), "a checkpoint that fails", LONG_S)
+    filler.unlink()
+    one.finish(1)
+
+
+def test_a_zombie_writer_is_refused(run, cluster):
+    """The node of rank 0 hangs; SLURM takes it for dead and the run goes on elsewhere. Then the
+    node wakes up, and its ranks with it."""
+    run.launch()
+    run.wait_for_step(20)
+    sleepers = cluster.silence_node("n1")
+    try:
+        run.finish(2, "node")
+        before = tree(run.run)
+    finally:
+        for number in sleepers:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGCONT)
+    wait_for(lambda: not cluster.processes("n1"), "the end of the zombies", 120)
+    assert tree(run.run) == before
+    cluster.start_node("n1")
+    cluster.wait_for_idle_nodes()
