@@ -176,6 +176,13 @@ def bench(argv: list[str]) -> int:
     return run(argv)
 
 
+def completion(argv: list[str]) -> int:
+    """make a shell complete verbs and settings: bash, zsh or fish"""
+    from launcher.completion import run
+
+    return run(argv, list(VERBS))
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "shard": shard,
     "convert": convert,
@@ -193,12 +200,13 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "resume": resume,
     "supervise": supervise,
     "doctor": doctor,
+    "completion": completion,
     "bench": bench,
 }
 
 
 def usage() -> str:
-    lines = [f"  {name:9} {verb.__doc__}" for name, verb in VERBS.items()]
+    lines = [f"  {name:10} {verb.__doc__}" for name, verb in VERBS.items()]
     return "\n".join(
         [
             f"elemdist {__version__}: elementwise transformers on raw bytes",

@@ -5,6 +5,7 @@ A run that is in the queue already is not submitted again, and one that ended go
 
     RUN/launch/launch.yaml       the whole launch, as resolved
                recipe.yaml       what of it the ranks read
+               setup.sh          the lines of slurm.setup
                jobs              the numbers of its jobs, the newest last
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from elemdist.atomic import write_atomically
 from elemdist.errors import UserError
 from launcher import slurm
 from launcher.places import shown
@@ -73,8 +75,9 @@ def submit(settings: LaunchSettings, run_dir: Path) -> int:
         return 0
     prepare(settings)
     note_launch(run_dir)
-    words = sbatch_words(settings, run_dir, name)
-    numbers = [slurm.submit(words) for _ in range(settings.links)]
+    words, variables = sbatch_words(settings, run_dir, name), variables_of(run_dir)
+    write_atomically(run_dir / "launch" / "setup.sh", setup_text(settings))
+    numbers = [slurm.submit(words, variables) for _ in range(settings.links)]
     with open(run_dir / "launch" / "jobs", "a", encoding="utf-8") as file:
         file.write("".join(f"{number}\n" for number in numbers))
     step = newest_step(run_dir)
@@ -88,7 +91,7 @@ def sbatch_words(settings: LaunchSettings, run_dir: Path, name: str) -> list[str
     chosen = settings.slurm
     words = [
         f"--job-name={name}", "--dependency=singleton", f"--chdir={HOME}",
-        f"--export=ALL,ELEMDIST_LAUNCHED=1,ELEMDIST_HOME={HOME}",
+        "--export=ALL",
         f"--nodes={settings.nodes + settings.spare_nodes}",
         f"--ntasks-per-node={settings.per_node}", f"--time={chosen.time}",
         f"--signal=B:USR2@{chosen.save_s}", f"--output={run_dir}/launch/job-%j.log",
@@ -112,6 +115,16 @@ def sbatch_words(settings: LaunchSettings, run_dir: Path, name: str) -> list[str
     return [*words, *chosen.options, str(SCRIPT), str(run_dir / "launch" / "launch.yaml")]
 
 
+def variables_of(run_dir: Path) -> dict[str, str]:
+    """What the script is told: --export could not say a path with a comma."""
+    setup = str(run_dir / "launch" / "setup.sh")
+    return {"ELEMDIST_LAUNCHED": "1", "ELEMDIST_HOME": str(HOME), "ELEMDIST_SETUP": setup}
+
+
+def setup_text(settings: LaunchSettings) -> str:
+    return "".join(f"{line}\n" for line in ["# slurm.setup", *settings.slurm.setup])
+
+
 def as_arguments(settings: LaunchSettings, run_dir: Path) -> list[str]:
     """The arguments of `elemdist supervise` for these settings."""
     prepare(settings)
@@ -133,9 +146,11 @@ def told(settings: LaunchSettings) -> list[str]:
     if settings.local:
         recipe = run_dir / "launch" / "launch.yaml"
         return [*lines, "# here:", shown(["elemdist", "supervise", str(recipe)])]
-    words = ["sbatch", "--parsable", *sbatch_words(settings, run_dir, job_name(run_dir))]
+    lines += [f"# {run_dir}/launch/setup.sh", setup_text(settings).rstrip()]
+    words = [f"{name}={value}" for name, value in variables_of(run_dir).items()]
+    words += ["sbatch", "--parsable", *sbatch_words(settings, run_dir, job_name(run_dir))]
     times = f", {settings.links} times" if settings.links > 1 else ""
-    return [*lines, f"# submitted{times}:", shown(words)]
+    return [*lines, f"# submitted{times}:", "env " + shown(words)]
 
 
 def make_absolute(settings: LaunchSettings) -> None:

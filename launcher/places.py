@@ -53,9 +53,15 @@ class Here:
                 start_new_session=True,
             )
 
-    def back_into_queue(self) -> bool:
-        """Whether somebody else goes on with the run."""
-        return False
+    def enough_nodes(self, bad: set[str]) -> bool:
+        """Whether another attempt has nodes enough."""
+        return True
+
+    def avoid(self, nodes: list[str]) -> None:
+        """Has later jobs of the run go without these nodes."""
+
+    def back_into_queue(self) -> None:
+        """Has somebody else go on with the run, later."""
 
     def finish(self) -> None:
         """The run needs no more jobs."""
@@ -138,11 +144,19 @@ class InJob(Here):
             return []
         return [job for job in slurm.jobs(name=self.name) if job.id != str(self.number)]
 
-    def back_into_queue(self) -> bool:
-        if self.others():
-            return True
-        slurm.ask("scontrol", "requeue", self.job)
-        return True
+    def enough_nodes(self, bad: set[str]) -> bool:
+        return len(set(self.all_nodes) - bad) >= self.settings.nodes
+
+    def avoid(self, nodes: list[str]) -> None:
+        if nodes:
+            old = slurm.show("job", self.job).get("ExcNodeList", "")
+            names = [*nodes, old] if old and old != "(null)" else nodes
+            for job in [self.job, *(other.id for other in self.others())]:
+                slurm.call("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(names)}")
+
+    def back_into_queue(self) -> None:
+        if not self.others():
+            slurm.ask("scontrol", "requeue", self.job)
 
     def finish(self) -> None:
         waiting = [job.id for job in self.others() if job.state == "PENDING"]

@@ -89,8 +89,9 @@ class LaunchSettings(PlanSettings):
     """Print what would run, and do nothing."""
     local: bool = False
     """Run here and now, without SLURM."""
-    preflight: bool = True
-    """Check every node before the ranks start."""
+    preflight: Literal["full", "quick", "none"] = "full"
+    """Check every node before the ranks start; quick: without the sum over all nodes, which loads
+    torch."""
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
 

@@ -52,11 +52,13 @@ def clean_environment() -> dict[str, str]:
     }
 
 
-def call(*words: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command of SLURM. Raises UserError where there is none, or it does not answer."""
+def call(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command of SLURM, `more` in its environment. Raises UserError where there is none, or
+    it does not answer."""
+    environment = clean_environment() | more
     try:
         return subprocess.run(
-            words, capture_output=True, text=True, timeout=TIMEOUT_S, env=clean_environment()
+            words, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment
         )
     except FileNotFoundError:
         raise UserError(
@@ -69,10 +71,15 @@ def call(*words: str) -> subprocess.CompletedProcess[str]:
         ) from None
 
 
-def ask(*words: str) -> str:
+def ask(*words: str, **more: str) -> str:
     """What a command of SLURM prints. Raises UserError where it fails."""
-    done = call(*words)
+    done = call(*words, **more)
     if done.returncode:
+        if "configuration source" in done.stderr or "Unable to contact" in done.stderr:
+            raise UserError(
+                f"{words[0]} reaches no SLURM from here; go to a login node of the cluster, see"
+                " to SLURM_CONF, or add --local to run on this machine"
+            )
         raise UserError(f"{words[0]}: {one_line(done.stderr) or 'failed'}")
     return done.stdout
 
@@ -166,6 +173,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def submit(words: Sequence[str]) -> str:
-    """Submits; the job's number. Raises UserError with what sbatch said."""
-    return ask("sbatch", "--parsable", *words).strip().partition(";")[0]
+def submit(words: Sequence[str], variables: dict[str, str]) -> str:
+    """Submits, with these variables for the script; the job's number. Raises UserError with what
+    sbatch said."""
+    return ask("sbatch", "--parsable", *words, **variables).strip().partition(";")[0]

@@ -7,6 +7,7 @@ the queue, or gives up: see decide.py. What it did stands in RUN/attempts.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -30,7 +31,8 @@ from elemdist.errors import (
 )
 from elemdist.stop import read_end
 from launcher.decide import End, Next, decide
-from launcher.places import Here, place_of, shown
+from launcher.places import Here, InJob, place_of, shown
+from launcher.preflight import preflight, summary
 from launcher.progress import newest_step, tail
 from launcher.settings import LaunchSettings, as_recipe, read, train_recipe
 
@@ -61,6 +63,7 @@ class Supervisor:
 
     Attributes:
         asked: why the ranks are asked to stop, None as long as they are not.
+        bad: node -> why it is not to be used now. unfit: those that the preflight has found.
     """
 
     def __init__(self, settings: LaunchSettings, run_dir: Path, place: Here) -> None:
@@ -68,6 +71,7 @@ class Supervisor:
         self.asked: str | None = None
         self.signals: list[int] = []
         self.bad: dict[str, str] = {}
+        self.unfit: dict[str, str] = {}
 
     def run(self) -> int:
         """The exit code of the whole: 0 only where the run is done."""
@@ -78,20 +82,28 @@ class Supervisor:
                 if self.settings.local and action == "queue":
                     action = "stopped"
                 say(f"{SAID[action]}: {why}" if action != "done" else "the run is done")
-                if action == "again":
+                if action == "again" and self.place.enough_nodes(set(self.bad)):
                     self.pause()
                     continue
+                if action == "again":
+                    say("too few nodes of this job are left: back into the queue")
+                    self.place.avoid(list(self.unfit))
+                    action = "queue"
+                    end = dataclasses.replace(end, asked="too few nodes")
                 return self.leave(action, end)
 
     def attempt(self) -> End:
         """One start of the ranks, to its end."""
         place, before = self.place, newest_step(self.run_dir)
-        self.bad = place.bad_nodes()
-        nodes = self.choose_nodes()
-        attempt = Attempt.begin(
-            self.run_dir,
-            {"job": place.job, "nodes": nodes, "ranks": self.settings.world_size, "before": before},
-        )
+        self.bad = self.unfit | place.bad_nodes()
+        ranks = self.settings.world_size
+        attempt = Attempt.begin(self.run_dir, {"job": place.job, "ranks": ranks, "before": before})
+        nodes = self.choose_nodes(attempt)
+        if len(nodes) < self.settings.nodes:
+            told = ", ".join(f"{node}: {why}" for node, why in self.bad.items())
+            end = End(EXIT_LOST, "node", f"too few nodes are fit: {told}", before, before, before)
+            attempt.write("end", vars(end) | {"nodes": nodes, "job": place.job})
+            return end
         say(f"attempt {attempt.number} on {', '.join(nodes)}, from step {before}")
         process = place.start(attempt, nodes)
         code = self.wait(process, attempt, nodes)
@@ -100,12 +112,24 @@ class Supervisor:
         say(f"attempt {attempt.number} ended after step {end.step}: {end.reason}")
         return end
 
-    def choose_nodes(self) -> list[str]:
-        """Those of this attempt. Raises UserError where too few are left."""
-        good = [node for node in self.place.nodes() if node not in self.bad]
-        if len(good) < self.settings.nodes and not isinstance(self.place, Here):
-            raise UserError("too few nodes are left")
-        return good[: self.settings.nodes]
+    def choose_nodes(self, attempt: Attempt) -> list[str]:
+        """Those of this attempt, of which every one is fit; fewer than needed where there are
+        not so many."""
+        while True:
+            good = [node for node in self.place.nodes() if node not in self.bad]
+            nodes = good[: self.settings.nodes]
+            if len(nodes) < self.settings.nodes or not isinstance(self.place, InJob):
+                return nodes
+            if self.settings.preflight == "none":
+                return nodes
+            wrong = preflight(self.place, attempt, nodes)
+            say(f"preflight: {summary(attempt.folder / 'preflight')}")
+            if not wrong:
+                return nodes
+            for node, why in wrong.items():
+                say(f"preflight: {node} is not fit: {why}")
+            self.unfit |= wrong
+            self.bad |= wrong
 
     def wait(self, process: subprocess.Popen[bytes], attempt: Attempt, nodes: list[str]) -> int:
         """Until the ranks have ended; hands on the wish to stop. The exit code of their starter."""

@@ -9,3 +9,8 @@ export ELEMDIST_HOME="${ELEMDIST_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}"
 if [ -f "$ELEMDIST_HOME/.venv/bin/activate" ]; then
     source "$ELEMDIST_HOME/.venv/bin/activate"
 fi
+
+# What `elemdist launch` was told to run first (slurm.setup in the settings of a cluster).
+if [ -n "${ELEMDIST_SETUP:-}" ]; then
+    source "$ELEMDIST_SETUP"
+fi

@@ -1,0 +1,125 @@
+"""The check of every node before the ranks start, and what to make of it.
+
+elemdist doctor --job --run-dir RUN      in a job: the same check alone, as a report
+
+A node that is silent, cannot write, has other versions than most, a clock of its own, a broken GPU
+or too few of them is named, and no rank is started on it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from elemdist.attempts import Attempt
+from elemdist.slurm_ranks import address_of, port_of
+from launcher.places import InJob, step_environment, variables
+
+SCRIPT = Path(__file__).with_name("node_check.py")
+TIMEOUT_S = 180.0
+SKEW_S = 5.0  # between two clocks; an answer may take that long, too
+LEAST_FREE_BYTES = 1 << 30
+
+Report = dict[str, Any]
+
+
+def ask_nodes(place: InJob, attempt: Attempt, nodes: list[str], reduce: bool) -> dict[str, Report]:
+    """What each node says of itself, by its name; those that do not answer are missing."""
+    folder = attempt.folder / "preflight"
+    folder.mkdir(exist_ok=True)
+    gpus = place.settings.slurm.gpus and place.settings.device != "cpu"
+    per_node = place.settings.per_node if gpus else 1
+    port = port_of(place.number, attempt.number)
+    words = [
+        *place.step_words(nodes, per_node), "--kill-on-bad-exit=0", "--output=none",
+        sys.executable, str(SCRIPT), str(folder), str(place.run_dir), address_of(nodes[0]),
+        str(port), "1" if reduce else "0",
+    ]  # fmt: skip
+    environment = step_environment() | variables(place.settings)
+    process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + TIMEOUT_S
+    found: dict[str, Report] = {}
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if process.poll() is None:
+        process.terminate()
+        process.wait()
+    for path in sorted(folder.glob("*.json")):
+        report = json.loads(path.read_text())
+        node = found.setdefault(report["node"], report)
+        if "problem" in report:
+            node["problem"] = report["problem"]
+    return found
+
+
+def problems(found: dict[str, Report], nodes: list[str], gpus: int) -> dict[str, str]:
+    """Node -> what is wrong with it, in a few words. `gpus`: of a node, 0 where none is needed."""
+    usual = Counter(json.dumps(report["versions"], sort_keys=True) for report in found.values())
+    clock_s = sorted(report["time_s"] for report in found.values())
+    middle_s = clock_s[len(clock_s) // 2] if clock_s else 0.0
+    checks: list[Callable[[Report], str | None]] = [
+        lambda one: one.get("problem"),
+        lambda one: other_versions(one, json.loads(usual.most_common(1)[0][0])),
+        lambda one: (
+            f"its clock is {one['time_s'] - middle_s:+.0f} s off"
+            if abs(one["time_s"] - middle_s) > SKEW_S
+            else None
+        ),
+        lambda one: (
+            f"only {one['free_bytes'] / 1e9:.1f} GB are free in the run folder"
+            if one.get("free_bytes", LEAST_FREE_BYTES) < LEAST_FREE_BYTES
+            else None
+        ),
+        lambda one: broken_gpu(one, gpus),
+    ]
+    wrong = {node: "it does not answer" for node in nodes if node not in found}
+    for node, report in found.items():
+        reason = next(filter(None, (check(report) for check in checks)), None)
+        if reason is not None:
+            wrong[node] = reason
+    return wrong
+
+
+def other_versions(report: Report, usual: dict[str, str]) -> str | None:
+    theirs = report["versions"]
+    differing = sorted(name for name in usual | theirs if usual.get(name) != theirs.get(name))
+    if not differing:
+        return None
+    name = differing[0]
+    return f"its {name} is {theirs.get(name, 'missing')}, that of others {usual.get(name, 'none')}"
+
+
+def broken_gpu(report: Report, gpus: int) -> str | None:
+    if len(report["gpus"]) < gpus:
+        return f"the driver shows {len(report['gpus'])} GPUs instead of {gpus}"
+    for gpu in report["gpus"]:
+        errors = gpu.get("ecc.errors.uncorrected.volatile.total", "0")
+        if errors.isdigit() and int(errors):
+            return f"GPU {gpu['index']} has {errors} uncorrected memory errors"
+    return None
+
+
+def preflight(place: InJob, attempt: Attempt, nodes: list[str]) -> dict[str, str]:
+    """Checks the nodes; what is wrong with those that are not fit. The report stays in the
+    attempt's folder."""
+    settings = place.settings
+    found = ask_nodes(place, attempt, nodes, settings.preflight == "full")
+    gpus = settings.gpus_per_node if settings.slurm.gpus and settings.device != "cpu" else 0
+    return problems(found, nodes, gpus)
+
+
+def summary(folder: Path) -> str:
+    """One line: the slowest disk, and the bandwidth of the sum."""
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    writes = [one["write_mb_per_s"] for one in reports if "write_mb_per_s" in one]
+    sums = [one["reduce_gb_per_s"] for one in reports if "reduce_gb_per_s" in one]
+    parts = [f"{len({one['node'] for one in reports})} nodes answer"]
+    parts += [f"write {min(writes):.0f} MB/s"] if writes else []
+    parts += [f"all-reduce {min(sums):.2f} GB/s"] if sums else []
+    return ", ".join(parts)
