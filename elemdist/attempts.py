@@ -7,7 +7,8 @@ itself superseded: it publishes no checkpoint any more, and ends.
     RUN/attempts/00003/begin.json   who began it, where and when
                       /alive        locked by its rank 0 as long as that lives
                       /stop         there once its ranks are asked to save and end; says why
-                      /end.json     how it ended; the launcher writes it
+                      /nodes.json   those that its ranks run on; the launcher writes it,
+                      /end.json     and how it ended
                       /rank-00000.log ...   what a launcher's ranks printed
 """
 
@@ -53,23 +54,34 @@ class Attempt:
         self._asked_s = 0.0
 
     @classmethod
-    def begin(cls, run_dir: str | Path, facts: dict[str, Any] | None = None) -> Attempt:
+    def begin(
+        cls,
+        run_dir: str | Path,
+        facts: dict[str, Any] | None = None,
+        behind: Attempt | None = None,
+    ) -> Attempt:
         """Takes the next number; from then on all older attempts are superseded. `facts` are
         written down as JSON. However many do so at once, each gets another number.
 
+        Args:
+            behind: the number must be the one behind this attempt's.
+
         Raises:
-            UserError: the folder cannot be written.
+            Superseded: somebody else has begun since `behind`. UserError: the folder cannot be
+                written.
         """
         place = Path(run_dir) / "attempts"
         try:
             place.mkdir(parents=True, exist_ok=True)
             while True:
-                attempt = cls(run_dir, max(numbers(run_dir), default=0) + 1)
+                number = behind.number if behind else max(numbers(run_dir), default=0)
+                attempt = cls(run_dir, number + 1)
                 try:
                     attempt.folder.mkdir()  # one of all who try succeeds, on NFS, too
                     break
                 except FileExistsError:
-                    continue
+                    if behind is not None:
+                        raise Superseded(behind.told()) from None
             attempt.write(
                 "begin", {"host": socket.gethostname(), "pid": os.getpid()} | (facts or {})
             )

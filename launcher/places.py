@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from elemdist.attempts import VARIABLE, Attempt
@@ -15,8 +16,10 @@ from launcher import slurm
 from launcher.settings import LaunchSettings
 
 TRAIN = Path(__file__).resolve().parent.parent / "elemdist" / "train.py"
-# In the state of a node that no rank should be started on.
-BAD_STATES = ("DOWN", "NOT_RESPONDING", "FAIL", "DRAIN", "POWERING", "POWERED", "UNKNOWN")
+# Words in the state of a node that no rank should be started on; a * behind it means that the node
+# does not answer.
+UNFIT = ("DOWN", "FAIL", "DRAIN", "POWER", "UNKNOWN", "MAINT", "*")
+DEAD = ("DOWN",)  # SLURM has given it up; one that is drained may finish what runs on it
 
 Process = subprocess.Popen[bytes]
 
@@ -32,7 +35,8 @@ class Here:
     def nodes(self) -> list[str]:
         return [os.uname().nodename]
 
-    def bad_nodes(self) -> dict[str, str]:
+    def bad_nodes(self, words: Sequence[str] = UNFIT) -> dict[str, str]:
+        """Node -> its state, of those that SLURM says one of these words of."""
         return {}
 
     def words(self, attempt: Attempt, nodes: list[str]) -> list[str]:
@@ -83,15 +87,12 @@ class InJob(Here):
     def nodes(self) -> list[str]:
         return self.all_nodes
 
-    def bad_nodes(self) -> dict[str, str]:
-        """Node -> its state, of those of the job that SLURM has given up, or is about to."""
+    def bad_nodes(self, words: Sequence[str] = UNFIT) -> dict[str, str]:
         found = {}
         listed = slurm.ask("sinfo", "-h", "-N", "-n", ",".join(self.all_nodes), "-o", "%N %T")
         for line in listed.splitlines():
             name, _, state = line.partition(" ")
-            flat = state.strip().upper()
-            # A trailing * means that the node does not answer.
-            if flat.endswith("*") or any(bad in flat for bad in BAD_STATES):
+            if any(word in state.upper() for word in words):
                 found[name] = state.strip()
         return found
 

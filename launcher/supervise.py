@@ -27,11 +27,12 @@ from elemdist.errors import (
     EXIT_STALLED,
     EXIT_STOPPED,
     EXIT_USER_ERROR,
+    Superseded,
     UserError,
 )
 from elemdist.stop import read_end
 from launcher.decide import End, Next, decide
-from launcher.places import Here, InJob, place_of, shown
+from launcher.places import DEAD, Here, InJob, place_of, shown
 from launcher.preflight import preflight, summary
 from launcher.progress import newest_step, tail
 from launcher.settings import LaunchSettings, as_recipe, read, train_recipe
@@ -69,6 +70,7 @@ class Supervisor:
     def __init__(self, settings: LaunchSettings, run_dir: Path, place: Here) -> None:
         self.settings, self.run_dir, self.place = settings, run_dir, place
         self.asked: str | None = None
+        self.last: Attempt | None = None
         self.signals: list[int] = []
         self.bad: dict[str, str] = {}
         self.unfit: dict[str, str] = {}
@@ -96,14 +98,16 @@ class Supervisor:
         """One start of the ranks, to its end."""
         place, before = self.place, newest_step(self.run_dir)
         self.bad = self.unfit | place.bad_nodes()
-        ranks = self.settings.world_size
-        attempt = Attempt.begin(self.run_dir, {"job": place.job, "ranks": ranks, "before": before})
+        facts = {"job": place.job, "ranks": self.settings.world_size, "before": before}
+        # A supervisor that was taken for dead, and wakes up, must not begin another.
+        attempt = self.last = Attempt.begin(self.run_dir, facts, self.last)
         nodes = self.choose_nodes(attempt)
         if len(nodes) < self.settings.nodes:
             told = ", ".join(f"{node}: {why}" for node, why in self.bad.items())
             end = End(EXIT_LOST, "node", f"too few nodes are fit: {told}", before, before, before)
             attempt.write("end", vars(end) | {"nodes": nodes, "job": place.job})
             return end
+        attempt.write("nodes", {"nodes": nodes})
         say(f"attempt {attempt.number} on {', '.join(nodes)}, from step {before}")
         process = place.start(attempt, nodes)
         code = self.wait(process, attempt, nodes)
@@ -141,7 +145,7 @@ class Supervisor:
             if time.monotonic() - looked_s > LOOK_S:
                 looked_s = time.monotonic()
                 with suppress(UserError):  # a controller that does not answer now
-                    self.bad = self.place.bad_nodes()
+                    self.bad = self.place.bad_nodes(DEAD)
                 if any(node in self.bad for node in nodes):
                     process.terminate()  # srun waits for a dead node for long
             time.sleep(POLL_S)
@@ -162,8 +166,8 @@ class Supervisor:
         after = newest_step(self.run_dir)
         step = max(after, int(ours["step"]) if ours else before)
         facts: dict[str, Any] = {"before": before, "after": after, "step": step, "asked": asked}
-        if ours is not None and ours["state"] == "done":
-            return End(0, "done", "done", **facts)
+        if ours is not None and ours["state"] in ("done", "stopped") and not ours["code"]:
+            return End(0, "done", "done", **facts)  # or at its stop_step
         if ours is not None and ours["code"] == EXIT_STOPPED:
             return End(EXIT_STOPPED, "stopped", ours["reason"], **facts)
         if bad := self.look_for_bad_nodes(nodes, ours):
@@ -188,7 +192,7 @@ class Supervisor:
                 return found
             time.sleep(1.0)
             with suppress(UserError):
-                self.bad = self.place.bad_nodes()
+                self.bad = self.place.bad_nodes(DEAD)
 
     def leave(self, action: Next, end: End) -> int:
         """Ends this job as the action says."""
@@ -313,7 +317,11 @@ def run(argv: list[str], description: str | None) -> int:
         note_launch(run_dir)  # by hand; `elemdist launch` has done so before it submitted
     place = place_of(settings, run_dir, recipe)
     say(f"run folder {run_dir}; job {place.job or 'none'}")
-    return Supervisor(settings, run_dir, place).run()
+    try:
+        return Supervisor(settings, run_dir, place).run()
+    except Superseded as error:
+        say(str(error))
+        return error.code
 
 
 __all__ = ["Supervisor", "ends_of", "prepare", "run", "shown"]

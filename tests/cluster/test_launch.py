@@ -258,7 +258,7 @@ def test_a_spare_node_takes_the_place_of_one_that_died(run, cluster):
     cluster.kill_node("n2")
     try:
         run.finish(2, "node")
-        assert Attempt(run.run, 2).read("begin")["nodes"] == ["n1", "n3"]
+        assert Attempt(run.run, 2).read("nodes")["nodes"] == ["n1", "n3"]
     finally:
         cluster.start_node("n2")
         cluster.wait_for_idle_nodes()
