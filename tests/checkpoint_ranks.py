@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import resource
 import signal
@@ -36,12 +35,10 @@ from elemdist.model import Model
 from elemdist.model_config import model_config
 from elemdist.model_settings import ModelSettings
 from elemdist.run_settings import BatchSettings, OptimSettings, ZeroSettings
+from tests.forkserver import CONTEXT
 
 import_deepspeed()
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401, E402  # an engine imports it
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
 
 SAMPLES, ROWS, V = 8, 6, 4
 FACTS = {"model": {"width": 20}, "seed": 1}

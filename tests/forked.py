@@ -6,15 +6,12 @@ tests of what must not go wrong, is a function of tests/faults.py that is called
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from pathlib import Path
 
 from launcher.local import free_port
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.forked_rank"])
+from tests.forkserver import CONTEXT
 
 
 class Training:

@@ -6,7 +6,6 @@ They are started once for many tests, and run one function of a test at a time.
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from elemdist.objectives import Targets, label_nats, share_batch, targets_of
 from elemdist.rows import DOC, PAD
 from elemdist.run_settings import MemorySettings
 from elemdist.sequence_parallel import Share, open_groups
+from tests.forkserver import CONTEXT
 from tests.test_model import VARIANTS, config
 
 Call = Callable[..., Any]
@@ -39,13 +39,11 @@ class Ranks:
     """Processes of one process group that run functions of the tests, all the same at a time."""
 
     def __init__(self, count: int, folder: Path) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])  # imported once, not by every rank
         self.processes = []
         self.pipes: list[Any] = []
         for rank in range(count):
-            here, there = context.Pipe()
-            process = context.Process(target=serve, args=(there, rank, count, str(folder)))
+            here, there = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=serve, args=(there, rank, count, str(folder)))
             process.start()
             there.close()
             self.pipes.append(here)

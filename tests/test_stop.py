@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -15,9 +14,7 @@ from elemdist.errors import EXIT_LOST
 from elemdist.stop import StopRequest, lost_contact, read_end, write_end
 from launcher.local import free_port
 from tests import faulty_ranks
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.faulty_ranks"])
+from tests.forkserver import CONTEXT
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
