@@ -15,6 +15,7 @@ import dataclasses
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,7 +135,7 @@ def as_arguments(settings: LaunchSettings, run_dir: Path) -> list[str]:
 def job_name(run_dir: Path) -> str:
     """The same for every job of a run, and for no other run: SLURM starts one of them at a time."""
     digest = hashlib.blake2b(str(run_dir.resolve()).encode(), digest_size=4).hexdigest()
-    return f"elemdist-{run_dir.name[:40]}-{digest}"
+    return f"elemdist-{re.sub(r'[^A-Za-z0-9_.-]', '-', run_dir.name)[:40]}-{digest}"
 
 
 def told(settings: LaunchSettings) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from elemdist.attempts import VARIABLE, Attempt
 from elemdist.errors import UserError
-from elemdist.slurm_ranks import address_of, host_names, port_of
+from elemdist.slurm_ranks import address_of, host_names, port_of, tasks_per_node
 from launcher import slurm
 from launcher.settings import LaunchSettings
 
@@ -114,6 +114,7 @@ class InJob(Here):
             "srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes) * per_node}",
             f"--ntasks-per-node={per_node}", f"--nodelist={','.join(nodes)}",
             "--kill-on-bad-exit=1", "--mpi=none", "--export=ALL", "--cpu-bind=none",
+            "--overlap",  # a step that had a node which died holds its CPUs for long
         ]  # fmt: skip
         if settings.slurm.cpus_per_rank:
             words.append(f"--cpus-per-task={settings.slurm.cpus_per_rank}")
@@ -206,5 +207,14 @@ def place_of(settings: LaunchSettings, run_dir: Path, recipe: Path) -> Here:
         raise UserError(
             f"nodes: the job has {len(place.all_nodes)}, the run asks for {settings.nodes}; submit"
             f" it with --nodes={settings.nodes + settings.spare_nodes}"
+        )
+    try:
+        cpus = min(tasks_per_node(os.environ["SLURM_JOB_CPUS_PER_NODE"]))
+    except (KeyError, ValueError):
+        return place
+    if cpus < settings.per_node:
+        raise UserError(
+            f"ranks_per_node: a node has {cpus} CPUs for {settings.per_node} ranks; submit the job"
+            f" with --ntasks-per-node={settings.per_node}"
         )
     return place

@@ -21,7 +21,7 @@ ALIVE = frozenset(
         "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESIZING", "SPECIAL_EXIT",
     }
 )  # fmt: skip
-FIELDS = ("JobID", "Name", "State", "Reason", "NodeList", "TimeLeft", "StartTime")
+FIELDS = "%i|%j|%T|%r|%N|%L|%S"  # as of Job
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def is_here() -> bool:
 
 def jobs(name: str | None = None, numbers: Sequence[str] = ()) -> list[Job]:
     """The jobs of this user in the queue, by name or by number. Raises UserError."""
-    words = ["squeue", "--noheader", "--me", "-O", ",".join(f"{f}:|255" for f in FIELDS)]
+    words = ["squeue", "--noheader", "--me", f"--format={FIELDS}"]
     words += [f"--name={name}"] if name is not None else []
     words += [f"--jobs={','.join(numbers)}"] if numbers else []
     done = call(*words)
@@ -107,8 +107,8 @@ def jobs(name: str | None = None, numbers: Sequence[str] = ()) -> list[Job]:
     found = []
     for line in done.stdout.splitlines():
         parts = [part.strip() for part in line.split("|")]
-        if len(parts) >= len(FIELDS):
-            found.append(Job(*parts[: len(FIELDS)]))
+        if len(parts) == len(FIELDS.split("|")):  # a name of somebody else's may have a |
+            found.append(Job(*parts))
     return [job for job in found if job.state in ALIVE]
 
 

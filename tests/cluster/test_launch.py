@@ -159,7 +159,8 @@ def test_a_plain_job(run):
 def test_a_plain_sbatch_of_the_script(run):
     log = run.run.parent / "job.log"
     number = run.cluster.ask(
-        "sbatch", "--parsable", "--nodes=2", f"--output={log}", "slurm/train.sbatch",
+        "sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=2", f"--output={log}",
+        "slurm/train.sbatch",
         *run.words, *NODES_2,
     )  # fmt: skip
     assert number.isdigit()
