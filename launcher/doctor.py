@@ -38,10 +38,18 @@ class DoctorSettings:
 
     json: bool = False
     """Print the report as one JSON object."""
+    job: bool = False
+    """In a job of SLURM: check every node of it instead, as `elemdist launch` does before a run."""
+    run_dir: str = "."
+    """Folder that all nodes must be able to write, for `job`."""
 
 
 def run(settings: DoctorSettings) -> int:
     """Prints the report; 0, or 1 where something is broken."""
+    if settings.job:
+        from launcher.preflight import check_job
+
+        return check_job(Path(settings.run_dir), per_node=1)
     report = examine()
     print(json.dumps(report, indent=2) if settings.json else as_text(report))
     return 1 if report["problems"] else 0

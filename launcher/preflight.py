@@ -9,6 +9,7 @@ or too few of them is named, and no rank is started on it.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from elemdist.attempts import Attempt
+from elemdist.errors import UserError
 from elemdist.slurm_ranks import address_of, port_of
+from launcher.local import count_gpus
 from launcher.places import InJob, step_environment, variables
+from launcher.settings import LaunchSettings
 
 SCRIPT = Path(__file__).with_name("node_check.py")
 TIMEOUT_S = 180.0
@@ -29,13 +33,16 @@ LEAST_FREE_BYTES = 1 << 30
 Report = dict[str, Any]
 
 
-def ask_nodes(place: InJob, attempt: Attempt, nodes: list[str], reduce: bool) -> dict[str, Report]:
-    """What each node says of itself, by its name; those that do not answer are missing."""
-    folder = attempt.folder / "preflight"
-    folder.mkdir(exist_ok=True)
+def ask_nodes(
+    place: InJob, folder: Path, port: int, nodes: list[str], reduce: bool
+) -> dict[str, Report]:
+    """What each node says of itself, by its name; those that do not answer are missing. The answers
+    stay in `folder`; rank 0 will listen at `port`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.json"):
+        path.unlink()  # of an earlier check in the same attempt
     gpus = place.settings.slurm.gpus and place.settings.device != "cpu"
     per_node = place.settings.per_node if gpus else 1
-    port = port_of(place.number, attempt.number)
     words = [
         *place.step_words(nodes, per_node), "--kill-on-bad-exit=0", "--output=none",
         sys.executable, str(SCRIPT), str(folder), str(place.run_dir), address_of(nodes[0]),
@@ -109,7 +116,9 @@ def preflight(place: InJob, attempt: Attempt, nodes: list[str]) -> dict[str, str
     """Checks the nodes; what is wrong with those that are not fit. The report stays in the
     attempt's folder."""
     settings = place.settings
-    found = ask_nodes(place, attempt, nodes, settings.preflight == "full")
+    port = port_of(place.number, attempt.number)
+    folder = attempt.folder / "preflight"
+    found = ask_nodes(place, folder, port, nodes, settings.preflight == "full")
     gpus = settings.gpus_per_node if settings.slurm.gpus and settings.device != "cpu" else 0
     return problems(found, nodes, gpus)
 
@@ -123,3 +132,36 @@ def summary(folder: Path) -> str:
     parts += [f"write {min(writes):.0f} MB/s"] if writes else []
     parts += [f"all-reduce {min(sums):.2f} GB/s"] if sums else []
     return ", ".join(parts)
+
+
+def report_lines(found: dict[str, Report], wrong: dict[str, str]) -> list[str]:
+    """A line for each node: what it has, and what is wrong with it."""
+    lines = []
+    for node in sorted(found.keys() | wrong.keys()):
+        one = found.get(node, {})
+        parts = [f"{len(one['gpus'])} GPU(s)"] if one.get("gpus") else []
+        if "available_bytes" in one:
+            parts.append(f"{one['available_bytes'] / 1e9:.0f} GB of memory free")
+        if "write_mb_per_s" in one:
+            parts.append(f"{one['free_bytes'] / 1e9:.0f} GB of disk free")
+            parts.append(f"write {one['write_mb_per_s']:.0f} MB/s")
+        if "reduce_gb_per_s" in one:
+            parts.append(f"all-reduce {one['reduce_gb_per_s']:.2f} GB/s")
+        lines.append(f"{node}: {', '.join([*parts, wrong.get(node, 'fit')])}")
+    return lines
+
+
+def check_job(run_dir: Path, per_node: int) -> int:
+    """``elemdist doctor --job``: checks all nodes of the surrounding job; 1 where one is not fit."""
+    if "SLURM_JOB_ID" not in os.environ:
+        raise UserError("--job checks the nodes of a job of SLURM; run it in one (salloc, sbatch)")
+    gpus = count_gpus()
+    settings = LaunchSettings(ranks_per_node=per_node, gpus_per_node=max(1, gpus))
+    settings.device = "cuda" if gpus else "cpu"
+    place = InJob(settings, run_dir, run_dir)
+    folder = run_dir / f"preflight-{place.job}"
+    port = port_of(place.number, 0)
+    found = ask_nodes(place, folder, port, place.all_nodes, reduce=True)
+    wrong = problems(found, place.all_nodes, gpus)
+    print("\n".join(report_lines(found, wrong)))
+    return 1 if wrong else 0

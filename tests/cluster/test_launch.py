@@ -33,7 +33,9 @@ STEPS, EVERY = 60, 10
 LONG_S = 420
 RUN = [
     *TINY, "--zero.stage", "3", "--steps", str(STEPS), "--checkpoint-every", str(EVERY),
-    "--eval-every", "0", "--keep-last", "3",
+    # Passes of the same samples on 2, 3 and 4 ranks, so that dropout is the same, too.
+    "--eval-every", "0", "--keep-last", "3", "--batch.global-samples", "24",
+    "--batch.micro-samples", "2",
 ]  # fmt: skip
 NODES_2 = ["--nodes", "2", "--ranks-per-node", "2", "--retry.pause-s", "1"]
 
