@@ -11,13 +11,18 @@ in a process and then in DataLoader workers hang, as they do with streaming: use
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from elemdist import stale_memory
 from elemdist.errors import UserError
@@ -31,16 +36,50 @@ STATE_KEY = "elemdist_sets"
 BATCHES_AHEAD = 64  # whose shards are asked for before they are needed
 
 
+@functools.cache
+def meeting_place() -> Any:
+    """The store where the ranks of this run meet; kept, so that it outlives all process groups.
+
+    A store that ends with its group and begins again on the same port lets a fast rank meet the old
+    one: it reads addresses that are gone, and the run hangs.
+    """
+    store, _, _ = next(rendezvous("env://"))
+    return store
+
+
+meetings = itertools.count()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """The ranks' process group, made for this time where the program has not made one.
+
+    As StreamingDataset would make one, NCCL with a GPU and gloo without.
+    """
+    distributed = streaming.base.distributed
+    ranks = distributed.get_world_size()
+    if ranks == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo",
+        store=dist.PrefixStore(f"streaming_dataset_{next(meetings)}", meeting_place()),
+        rank=distributed.get_rank(),
+        world_size=ranks,
+    )
+    try:
+        yield
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
 def clean_shared_memory() -> None:
     """Removes what dead runs left; the first rank of a machine does, before any takes its own."""
-    distributed = streaming.base.distributed
-    destroy = distributed.maybe_init_dist()
-    if distributed.get_local_rank() == 0:
+    if streaming.base.distributed.get_local_rank() == 0:
         stale_memory.remove_stale()
         stale_memory.pass_over()
-    distributed.barrier()
-    if destroy:
-        dist.destroy_process_group()
+    streaming.base.distributed.barrier()
 
 
 class MappedDataset(streaming.StreamingDataset):
@@ -76,8 +115,9 @@ class MappedDataset(streaming.StreamingDataset):
         """
         if options.get("cache_limit"):
             raise UserError("MappedDataset has no cache_limit: shards stay in its cache folder")
-        clean_shared_memory()
-        super().__init__(**options)
+        with joined():
+            clean_shared_memory()
+            super().__init__(**options)
         world = self._unique_rank_world
         stale_memory.hold(self._shm_prefix_int, world.is_local_leader)
         self.batched = batched

@@ -35,7 +35,7 @@ from elemdist.model import Model
 from elemdist.model_config import model_config
 from elemdist.model_settings import ModelSettings
 from elemdist.run_settings import BatchSettings, OptimSettings, ZeroSettings
-from tests.forkserver import CONTEXT
+from tests.forkserver import rank_process
 
 import_deepspeed()
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401, E402  # an engine imports it
@@ -281,7 +281,7 @@ def start(folder: Path, function: Callable[..., Any], setup: Setup, **words: Any
     words = {key: str(word) if isinstance(word, Path) else word for key, word in words.items()}
     begun = time.monotonic()
     processes: list[Any] = [
-        CONTEXT.Process(target=rank_main, args=(function.__name__, r, store, out, setup, words))
+        rank_process(rank_main, function.__name__, r, store, out, setup, words)
         for r in range(setup.ranks)
     ]
     for process in processes:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from launcher.local import free_port
-from tests.forkserver import CONTEXT
+from tests.forkserver import rank_process
 
 
 class Training:
@@ -27,10 +27,7 @@ class Training:
         self.port = free_port()
         arguments = [str(word) for word in words]
         self.processes = [
-            CONTEXT.Process(
-                target=train,
-                args=(arguments, rank, ranks, str(self.port), str(log), fault, facts),
-            )
+            rank_process(train, arguments, rank, ranks, str(self.port), str(log), fault, facts)
             for rank in range(ranks)
         ]
         for process in self.processes:

@@ -1,14 +1,31 @@
 """The process that forked ranks of all tests come from: it has imported what they need, once.
 
-There is one for all, and its imports can be said only once, before the first rank; so they are said
-here, and nowhere else.
+Python has one such process for everything that forks in this way. It takes what it is to import
+when it starts, and here and nowhere else that is said for ranks: one that data_prep started in this
+process has imported little, so that every rank would import torch and DeepSpeed for itself.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
+from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["tests.forked_rank", "tests.checkpoint_ranks", "tests.sequence_ranks", "tests.faulty_ranks"]
-)
+IMPORTS = ["tests.forked_rank", "tests.checkpoint_ranks", "tests.sequence_ranks"]
+
+
+@cache
+def begin() -> None:
+    """Ends the process that others have started; the next rank starts ours."""
+    forkserver._forkserver._stop()
+    CONTEXT.set_forkserver_preload(IMPORTS)
+
+
+def rank_process(target: Callable[..., Any], *args: Any) -> ForkServerProcess:
+    """A process that will call target(*args), not started yet."""
+    begin()
+    return CONTEXT.Process(target=target, args=args)

@@ -6,6 +6,7 @@ They are started once for many tests, and run one function of a test at a time.
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from elemdist.objectives import Targets, label_nats, share_batch, targets_of
 from elemdist.rows import DOC, PAD
 from elemdist.run_settings import MemorySettings
 from elemdist.sequence_parallel import Share, open_groups
-from tests.forkserver import CONTEXT
+from tests.forkserver import rank_process
 from tests.test_model import VARIANTS, config
 
 Call = Callable[..., Any]
@@ -42,8 +43,8 @@ class Ranks:
         self.processes = []
         self.pipes: list[Any] = []
         for rank in range(count):
-            here, there = CONTEXT.Pipe()
-            process = CONTEXT.Process(target=serve, args=(there, rank, count, str(folder)))
+            here, there = multiprocessing.Pipe()
+            process = rank_process(serve, there, rank, count, str(folder))
             process.start()
             there.close()
             self.pipes.append(here)

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 
 import fsspec
@@ -111,6 +112,27 @@ def test_shards_of_a_store_come_when_they_are_needed(tmp_path, store, compressio
     flip(folder / "shard.00000.mds")
     with pytest.raises(UserError, match=r"shard\.00000\.mds is damaged, its hash differs"):
         ShardSet(shards.path).verify()
+
+
+def test_threads_that_fetch_ahead_end_when_nothing_is_left_and_begin_again():
+    made: list[int] = []
+
+    def make(number: int) -> None:
+        made.append(number)
+        if number == 2:
+            raise UserError("whoever needs it will see")
+
+    def working() -> int:
+        return sum(thread.name == "fetch" for thread in threading.enumerate())
+
+    before, ahead = working(), shard_cache.Ahead(make)
+    for asked, expected in [(range(30), set(range(30))), ([29, 30, 30], set(range(31)))]:
+        ahead.ask(asked)
+        deadline = time.monotonic() + 30
+        while set(made) != expected or working() > before:
+            assert time.monotonic() < deadline, (made, working())
+            time.sleep(0.01)
+    assert len(made) == 31, "each of them once"
 
 
 def test_what_a_store_holds_is_compared_with_the_index(tmp_path):

@@ -14,7 +14,7 @@ from elemdist.errors import EXIT_LOST
 from elemdist.stop import StopRequest, lost_contact, read_end, write_end
 from launcher.local import free_port
 from tests import faulty_ranks
-from tests.forkserver import CONTEXT
+from tests.forkserver import rank_process
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -90,7 +90,7 @@ def test_a_damaged_end_is_no_end(text, tmp_path):
 def codes(operation: str, victim: int, number: int, timeout_s: float) -> list[int]:
     port = str(free_port())
     words = (port, operation, victim, number, timeout_s)
-    processes = [CONTEXT.Process(target=faulty_ranks.lose, args=(r, *words)) for r in range(2)]
+    processes = [rank_process(faulty_ranks.lose, rank, *words) for rank in range(2)]
     for process in processes:
         process.start()
     processes[1 - victim].join(60)
