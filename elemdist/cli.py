@@ -124,9 +124,9 @@ def supervise(argv: list[str]) -> int:
 
 def status(argv: list[str]) -> int:
     """how runs stand: step, loss, speed, checkpoint, time left, why they ended"""
-    from launcher import runs
+    from launcher.status import run
 
-    return runs.status(argv, status.__doc__)
+    return run(argv, status.__doc__)
 
 
 def logs(argv: list[str]) -> int:

@@ -87,19 +87,29 @@ def item_class(kind: Any) -> type | None:
     return typing.cast(type, items[0]) if items and dataclasses.is_dataclass(items[0]) else None
 
 
-def read_recipe(path: str, known: dict[str, Any]) -> dict[str, str]:
-    """A YAML recipe as dotted key -> text of its value. Raises UserError naming file and line."""
+def read_yaml(path: str) -> Any:
+    """What a YAML file holds. Raises UserError naming file and line."""
     try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), RecipeLoader)
+        return yaml.load(Path(path).read_text(encoding="utf-8"), RecipeLoader)
     except OSError as error:
         raise UserError(f"{path}: cannot read the recipe: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_recipe(path: str, known: dict[str, Any]) -> dict[str, str]:
+    """A YAML recipe as dotted key -> text of its value. Raises UserError naming file and line."""
+    tree = read_yaml(path)
+    return {} if tree is None else flatten(tree, known, path)
+
+
+def flatten(tree: Any, known: dict[str, Any], place: str) -> dict[str, str]:
+    """A tree of settings as dotted key -> text of its value. Raises UserError naming `place`."""
     values: dict[str, str] = {}
 
     def walk(node: Any, prefix: str) -> None:
         if not isinstance(node, dict):
-            raise UserError(f"{path}: {prefix[:-1] or 'the recipe'}: expected keys with values")
+            raise UserError(f"{place}: {prefix[:-1] or 'the recipe'}: expected keys with values")
         for name, value in node.items():
             key = f"{prefix}{name}".replace("-", "_")
             if key in known:
@@ -107,10 +117,9 @@ def read_recipe(path: str, known: dict[str, Any]) -> dict[str, str]:
             elif any(other.startswith(key + ".") for other in known):
                 walk(value, key + ".")
             else:
-                raise UserError(f"{path}: unknown key '{key}'{nearest(key, known)}")
+                raise UserError(f"{place}: unknown key '{key}'{nearest(key, known)}")
 
-    if tree is not None:
-        walk(tree, "")
+    walk(tree, "")
     return values
 
 

@@ -25,7 +25,7 @@ SETTINGS = {
     "sample": "elemdist.sample_settings:SampleSettings",
     "plot": "elemdist.plot:PlotSettings",
     "launch": "launcher.settings:LaunchSettings",
-    "status": "launcher.runs:StatusSettings",
+    "status": "launcher.status:StatusSettings",
     "logs": "launcher.runs:LogsSettings",
     "cancel": "launcher.runs:CancelSettings",
     "resume": "launcher.settings:LaunchSettings",

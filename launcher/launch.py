@@ -1,7 +1,8 @@
 """``elemdist launch RECIPE.yaml ... --cluster NAME --nodes 4``: check, write the folder, submit.
 
 The job runs slurm/train.sbatch, as by hand; what the settings ask of SLURM are options of sbatch.
-A run that is in the queue already is not submitted again, and one that ended goes on.
+A run that is in the queue already is not submitted again, and one that ended goes on. With --sweep
+it is several runs, see sweep.py.
 
     RUN/launch/launch.yaml       the whole launch, as resolved
                recipe.yaml       what of it the ranks read
@@ -13,20 +14,22 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import hashlib
+import math
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from elemdist.atomic import write_atomically
 from elemdist.errors import UserError
+from elemdist.units import duration
 from launcher import slurm
+from launcher.history import done_at, note_launch
 from launcher.places import shown
 from launcher.progress import newest_step
+from launcher.run_jobs import job_name, jobs_of, note_jobs
 from launcher.settings import LaunchSettings, as_recipe, read, seconds, train_recipe
-from launcher.supervise import done_at, note_launch, prepare
+from launcher.supervise import prepare
 from launcher.supervise import run as supervise
 
 HOME = Path(__file__).resolve().parent.parent
@@ -36,67 +39,121 @@ SCRIPT = HOME / "slurm" / "train.sbatch"
 def run(argv: list[str], description: str | None) -> int:
     """``elemdist launch``; the exit code."""
     settings = read(argv, "elemdist launch", description)
+    if settings.sweep:
+        from launcher.sweep import launch_sweep
+
+        return launch_sweep(argv, settings)
     return launch(settings)
 
 
 def launch(settings: LaunchSettings) -> int:
     """Checks the settings and submits, or runs here; the exit code. Raises UserError."""
+    run_dir = complete(settings)
+    if not settings.dry_run and is_done(settings):
+        return 0
+    lines = check_fit(settings)
+    if settings.dry_run:
+        print("\n".join([*told(settings), *lines, *unchecked(settings)]))
+        return 0
+    if not settings.local:
+        check_cluster(settings)
+    check_writable(run_dir / "launch")
+    print("".join(f"{line}\n" for line in lines), end="")
+    if settings.local:
+        prepare(settings)
+        return supervise([str(run_dir / "launch" / "launch.yaml")], None)
+    with locked(run_dir / "launch"):
+        return submit(settings, run_dir)
+
+
+def complete(settings: LaunchSettings) -> Path:
+    """Makes all paths absolute, and checks what needs neither model nor cluster; the run folder.
+    Raises UserError."""
     if not settings.run_dir:
         raise UserError("no run folder; add --run-dir DIR, in a file system that all nodes share")
     settings.run_dir = os.path.abspath(settings.run_dir)
     make_absolute(settings)
     settings.check_launch()
-    if not settings.dry_run and (step := done_at(Path(settings.run_dir), settings.steps)):
+    return Path(settings.run_dir)
+
+
+def is_done(settings: LaunchSettings) -> bool:
+    """Whether there is nothing to do, which is said."""
+    step = done_at(Path(settings.run_dir or ""), settings.steps)
+    if step is not None:
         print(f"{settings.run_dir}: the run is done, after step {step}; nothing to do")
-        return 0
-    check_fit(settings)
-    if not settings.local:
-        nodes = settings.nodes + settings.spare_nodes
-        slurm.check_partition(settings.slurm.partition, nodes, seconds(settings.slurm.time))
-    if settings.dry_run:
-        print("\n".join(told(settings)))
-        return 0
-    run_dir = Path(settings.run_dir)
-    check_writable(run_dir)
+    return step is not None
+
+
+def check_cluster(settings: LaunchSettings) -> None:
+    """Raises UserError where there is no SLURM, or its partition cannot run this."""
+    nodes = settings.nodes + settings.spare_nodes
+    slurm.check_partition(settings.slurm.partition, nodes, seconds(settings.slurm.time))
+
+
+def unchecked(settings: LaunchSettings) -> list[str]:
+    """For --dry-run, which need not be on the cluster: what could not be asked there."""
     if settings.local:
-        return supervise([*as_arguments(settings, run_dir)], None)
-    with locked(run_dir):
-        return submit(settings, run_dir)
+        return []
+    try:
+        check_cluster(settings)
+    except UserError as error:
+        return [f"# the cluster would refuse it, or is not here: {error}"]
+    return []
 
 
 def submit(settings: LaunchSettings, run_dir: Path) -> int:
     """Submits the run unless it is in the queue."""
-    name = job_name(run_dir)
-    if there := slurm.jobs(name=name):
-        job = there[0]
+    if is_queued(settings, run_dir):
+        return 0
+    write_launch(settings, run_dir)
+    words = sbatch_words(settings, run_dir, job_name(run_dir))
+    numbers = [slurm.submit(words, variables_of(run_dir / "launch")) for _ in range(settings.links)]
+    note_jobs(run_dir, numbers)
+    say_submitted(run_dir, numbers)
+    return 0
+
+
+def is_queued(settings: LaunchSettings, run_dir: Path) -> bool:
+    """Whether the run is in the queue already, which is said."""
+    there = jobs_of(run_dir)
+    if there:
         print(
-            f"{run_dir}: in the queue already as job {job.id} ({job.state}), at step"
+            f"{run_dir}: in the queue already as job {there[0].id} ({there[0].state}), at step"
             f" {newest_step(run_dir)} of {settings.steps}; elemdist status {run_dir} follows it"
         )
-        return 0
+    return bool(there)
+
+
+def write_launch(settings: LaunchSettings, run_dir: Path) -> None:
+    """What the job reads."""
     prepare(settings)
     note_launch(run_dir)
-    words, variables = sbatch_words(settings, run_dir, name), variables_of(run_dir)
     write_atomically(run_dir / "launch" / "setup.sh", setup_text(settings))
-    numbers = [slurm.submit(words, variables) for _ in range(settings.links)]
-    with open(run_dir / "launch" / "jobs", "a", encoding="utf-8") as file:
-        file.write("".join(f"{number}\n" for number in numbers))
+
+
+def say_submitted(run_dir: Path, numbers: Sequence[str]) -> None:
     step = newest_step(run_dir)
     begins = f"goes on from step {step}" if step else "begins"
     print(f"{run_dir}: {begins} as job {', '.join(numbers)}; elemdist status {run_dir} follows it")
-    return 0
 
 
 def sbatch_words(settings: LaunchSettings, run_dir: Path, name: str) -> list[str]:
     """The arguments of sbatch: the options, which win over those in the script, and the script."""
+    recipe = run_dir / "launch" / "launch.yaml"
+    log = run_dir / "launch" / "job-%j.log"
+    only = ["--dependency=singleton"]  # so that links of a chain follow each other
+    return [f"--job-name={name}", *only, *resources(settings, str(log)), str(SCRIPT), str(recipe)]
+
+
+def resources(settings: LaunchSettings, log: str) -> list[str]:
+    """The options of sbatch that say what a job of the run needs."""
     chosen = settings.slurm
     words = [
-        f"--job-name={name}", "--dependency=singleton", f"--chdir={HOME}",
-        "--export=ALL",
+        f"--chdir={HOME}", "--export=ALL",
         f"--nodes={settings.nodes + settings.spare_nodes}",
         f"--ntasks-per-node={settings.per_node}", f"--time={chosen.time}",
-        f"--signal=B:USR2@{chosen.save_s}", f"--output={run_dir}/launch/job-%j.log",
-        "--open-mode=append", "--requeue",
+        f"--signal=B:USR2@{chosen.save_s}", f"--output={log}", "--open-mode=append", "--requeue",
     ]  # fmt: skip
     if settings.spare_nodes:
         words.append("--no-kill")
@@ -113,29 +170,24 @@ def sbatch_words(settings: LaunchSettings, run_dir: Path, name: str) -> list[str
     ]:
         if value is not None:
             words.append(f"--{option}={value}")
-    return [*words, *chosen.options, str(SCRIPT), str(run_dir / "launch" / "launch.yaml")]
+    return [*words, *chosen.options]
 
 
-def variables_of(run_dir: Path) -> dict[str, str]:
-    """What the script is told: --export could not say a path with a comma."""
-    setup = str(run_dir / "launch" / "setup.sh")
+def variables_of(folder: Path) -> dict[str, str]:
+    """What the script is told, with the setup.sh of this folder: --export could not say a path with
+    a comma."""
+    setup = str(folder / "setup.sh")
     return {"ELEMDIST_LAUNCHED": "1", "ELEMDIST_HOME": str(HOME), "ELEMDIST_SETUP": setup}
+
+
+def command(variables: dict[str, str], words: Sequence[str]) -> str:
+    """The submission as a line for a shell."""
+    pairs = [f"{name}={value}" for name, value in variables.items()]
+    return shown(["env", *pairs, "sbatch", "--parsable", *words])
 
 
 def setup_text(settings: LaunchSettings) -> str:
     return "".join(f"{line}\n" for line in ["# slurm.setup", *settings.slurm.setup])
-
-
-def as_arguments(settings: LaunchSettings, run_dir: Path) -> list[str]:
-    """The arguments of `elemdist supervise` for these settings."""
-    prepare(settings)
-    return [str(run_dir / "launch" / "launch.yaml")]
-
-
-def job_name(run_dir: Path) -> str:
-    """The same for every job of a run, and for no other run: SLURM starts one of them at a time."""
-    digest = hashlib.blake2b(str(run_dir.resolve()).encode(), digest_size=4).hexdigest()
-    return f"elemdist-{re.sub(r'[^A-Za-z0-9_.-]', '-', run_dir.name)[:40]}-{digest}"
 
 
 def told(settings: LaunchSettings) -> list[str]:
@@ -148,10 +200,9 @@ def told(settings: LaunchSettings) -> list[str]:
         recipe = run_dir / "launch" / "launch.yaml"
         return [*lines, "# here:", shown(["elemdist", "supervise", str(recipe)])]
     lines += [f"# {run_dir}/launch/setup.sh", setup_text(settings).rstrip()]
-    words = [f"{name}={value}" for name, value in variables_of(run_dir).items()]
-    words += ["sbatch", "--parsable", *sbatch_words(settings, run_dir, job_name(run_dir))]
+    words = sbatch_words(settings, run_dir, job_name(run_dir))
     times = f", {settings.links} times" if settings.links > 1 else ""
-    return [*lines, f"# submitted{times}:", "env " + shown(words)]
+    return [*lines, f"# submitted{times}:", command(variables_of(run_dir / "launch"), words)]
 
 
 def make_absolute(settings: LaunchSettings) -> None:
@@ -175,46 +226,69 @@ def make_absolute(settings: LaunchSettings) -> None:
         settings.init_from = "hf:" + os.path.abspath(start.removeprefix("hf:"))
 
 
-def check_fit(settings: LaunchSettings) -> None:
-    """Raises UserError where the recipe does not fit the memory of the GPUs, or the batch or the
-    heads do not divide."""
+def check_fit(settings: LaunchSettings) -> list[str]:
+    """How the ranks share the batch, and how long the run takes, as lines.
+
+    Raises:
+        UserError: the recipe does not fit the memory of the GPUs, or the batch or the heads do not
+            divide.
+    """
     from launcher.memory_plan import total
     from launcher.plan import shape, take_geometry, tensor_sizes
-    from launcher.run_plan import case_of
+    from launcher.run_plan import batch_of, case_of, work_of
 
     settings = dataclasses.replace(settings)  # of which the geometry is filled in
     labels = take_geometry(settings)
     config = shape(settings, subword=False, labels=labels)
     case = case_of(settings, config, tensor_sizes(config))
+    lines = ["batch: " + batch_of(settings, config).chain(config.n * config.v)]
+    if settings.device == "cpu":
+        return lines
     need, most = total(case), settings.memory_bytes
-    if settings.device != "cpu" and need > most:
+    if need > most:
         raise UserError(
             f"a rank needs {need / 1e9:.1f} GB, a GPU has {most / 1e9:g} (--gpu, --gpu-memory-gb);"
             " `elemdist plan` with the same arguments tells what takes less"
         )
+    whole_s = work_of(settings, case).seconds * settings.steps
+    jobs = jobs_needed(whole_s, seconds(settings.slurm.time), settings.slurm.save_s)
+    limit = f"{jobs} job(s) of {settings.slurm.time}"
+    lines.append(f"time: {duration(whole_s)} at {settings.mfu:.0%} of the peak (--mfu): {limit}")
+    if jobs > settings.links and not settings.local:
+        lines.append(
+            f"it goes back into the queue at its time limit; --links {jobs} spares it the waiting"
+        )
+    return lines
 
 
-def check_writable(run_dir: Path) -> None:
-    """Makes the run folder. Raises UserError where it cannot be, or cannot be written."""
-    probe = run_dir / "launch" / f".probe-{os.getpid()}"
+def jobs_needed(whole_s: float, limit_s: int, save_s: int) -> int:
+    """Jobs one after the other, each of which stops so long before its limit."""
+    return max(1, math.ceil(whole_s / max(1, limit_s - save_s)))
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder of a run. Raises UserError where it cannot be, or cannot be written."""
+    probe = folder / f".probe-{os.getpid()}"
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"run_dir: cannot write into {run_dir}: {error.strerror}; name another with --run-dir"
+            f"run_dir: cannot write into {folder}: {error.strerror}; name another with --run-dir"
         ) from None
 
 
 @contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """One launch of a run at a time. Raises UserError where another is under way."""
-    with open(run_dir / "launch" / "lock", "w", encoding="utf-8") as file:
+    with open(folder / "lock", "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{run_dir} is being launched by another command; try again") from None
+            raise UserError(
+                f"{folder.parent} is being launched by another command; try again"
+            ) from None
         except OSError:
             pass  # a file system without locks: the queue is asked all the same
         yield

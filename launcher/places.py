@@ -80,7 +80,8 @@ class InJob(Here):
         task = os.environ.get("SLURM_ARRAY_TASK_ID")
         number = os.environ["SLURM_JOB_ID"]
         self.number = int(number)
-        self.job = f"{array}_{task}" if array and task else number
+        self.is_task = bool(array and task)
+        self.job = f"{array}_{task}" if self.is_task else number
         self.name = os.environ.get("SLURM_JOB_NAME", "")
         self.all_nodes = host_names(os.environ["SLURM_JOB_NODELIST"])
 
@@ -142,9 +143,9 @@ class InJob(Here):
 
     def others(self) -> list[slurm.Job]:
         """The further links of the chain, which wait for this job to end."""
-        if not self.name:
+        if not self.name or self.is_task:  # the tasks of an array are runs of their own
             return []
-        return [job for job in slurm.jobs(name=self.name) if job.id != str(self.number)]
+        return [job for job in slurm.jobs(name=self.name) if job.id != self.job]
 
     def enough_nodes(self, bad: set[str]) -> bool:
         return len(set(self.all_nodes) - bad) >= self.settings.nodes

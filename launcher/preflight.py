@@ -152,7 +152,8 @@ def report_lines(found: dict[str, Report], wrong: dict[str, str]) -> list[str]:
 
 
 def check_job(run_dir: Path, per_node: int) -> int:
-    """``elemdist doctor --job``: checks all nodes of the surrounding job; 1 where one is not fit."""
+    """``elemdist doctor --job``: checks all nodes of the surrounding job; the exit code, 1 where
+    one is not fit. Raises UserError outside of a job."""
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError("--job checks the nodes of a job of SLURM; run it in one (salloc, sbatch)")
     gpus = count_gpus()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -139,8 +139,21 @@ def remedy_lines(settings: PlanSettings, config: ModelConfig, sizes: dict[str, i
     return [*found, "  all of it is not enough: take more GPUs, larger ones, or a smaller n"]
 
 
-def work_lines(settings: PlanSettings, case: Case) -> list[str]:
-    """The arithmetic of a step, and the time of the run."""
+@dataclass(frozen=True)
+class Work:
+    """What a step computes.
+
+    Attributes:
+        flops, bytes: of a step. seconds: that it takes if a GPU reaches `mfu` of `peak` TFLOPS.
+    """
+
+    flops: float
+    bytes: int
+    peak: float
+    seconds: float
+
+
+def work_of(settings: PlanSettings, case: Case) -> Work:
     config, batch = case.config, batch_of(settings, case.config)
     rows = sample_rows(config)
     sample = step_flops(config, [rows], predicted_rows(settings, rows))
@@ -148,11 +161,18 @@ def work_lines(settings: PlanSettings, case: Case) -> list[str]:
     gpu = GPUS[settings.gpu]
     peak = settings.peak_tflops or (gpu.bf16 if case.bf16 else gpu.fp32)
     seconds = flops / (settings.mfu * peak * 1e12 * case.ranks)
+    return Work(flops, step_bytes, peak, seconds)
+
+
+def work_lines(settings: PlanSettings, case: Case) -> list[str]:
+    """The arithmetic of a step, and the time of the run."""
+    work = work_of(settings, case)
     return [
-        f"work: {flops:.3g} FLOPs a step, {flops / step_bytes:.3g} a byte, forward and backward",
-        f"time: {duration(seconds * settings.steps)} for {settings.steps:,} steps,"
-        f" {step_bytes / seconds / 1e6:.3g} MB/s, if {case.ranks} GPU(s) reach"
-        f" {settings.mfu:.0%} of {peak:g} TFLOPS each (--mfu)",
+        f"work: {work.flops:.3g} FLOPs a step, {work.flops / work.bytes:.3g} a byte, forward and"
+        " backward",
+        f"time: {duration(work.seconds * settings.steps)} for {settings.steps:,} steps,"
+        f" {work.bytes / work.seconds / 1e6:.3g} MB/s, if {case.ranks} GPU(s) reach"
+        f" {settings.mfu:.0%} of {work.peak:g} TFLOPS each (--mfu)",
     ]
 
 

@@ -1,41 +1,28 @@
-"""What a user asks of runs: ``elemdist status``, ``logs``, ``cancel`` and ``resume``.
-
-All of them read the run folder, so they need no accounting, and answer when SLURM has forgotten
-the job; SLURM is asked only whether a job waits or runs.
-"""
+"""``elemdist logs``, ``cancel`` and ``resume``: what a user does with runs that were begun."""
 
 from __future__ import annotations
 
-import json
 import os
+import signal
+import socket
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from elemdist.attempts import Attempt, numbers
 from elemdist.commandline import parse
-from elemdist.config import TrainSettings
 from elemdist.errors import UserError
-from elemdist.stop import read_end
-from elemdist.units import amount, duration
 from launcher import slurm
-from launcher.decide import CANCELLED, End
-from launcher.launch import job_name, launch
-from launcher.progress import last_figures, newest_step, tail
+from launcher.decide import CANCELLED
+from launcher.launch import launch
+from launcher.progress import tail
+from launcher.run_jobs import jobs_of
 from launcher.settings import read
+from launcher.status import is_run, run_folders, status_of
 
 FOLLOW_S = 0.5
-
-
-@dataclass
-class StatusSettings:
-    """Which runs"""
-
-    runs: list[str] = field(default_factory=list)
-    """Run folders, or folders of run folders."""
-    json: bool = False
-    """Print a JSON object for each run."""
+ENDED = ("done", "stopped", "failed", "ended", "not begun")
 
 
 @dataclass
@@ -58,66 +45,14 @@ class LogsSettings:
 
 @dataclass
 class CancelSettings:
-    """Which run"""
+    """Which runs"""
 
-    run: str | None = None
-    """Run folder."""
+    runs: list[str] = field(default_factory=list)
+    """Run folders, or folders of run folders, as of a sweep."""
     now: bool = False
-    """End it at once, without a last checkpoint."""
+    """End them at once, without a last checkpoint."""
     wait: bool = True
-    """Wait until it has ended."""
-
-
-@dataclass
-class Status:
-    """How a run stands.
-
-    Attributes:
-        state: waits, runs, done, stopped, failed, or ended (nobody has said how).
-        step, steps: done, of all. checkpoint: step of the newest. eta_s: seconds to the end, where
-            it runs. reason: why it ended last, or why it waits. attempts: there were so many.
-    """
-
-    run: str
-    state: str
-    step: int
-    steps: int
-    loss: float | None
-    bytes_per_s: float | None
-    checkpoint: int
-    eta_s: float | None
-    reason: str
-    attempts: int
-    job: str
-
-
-def status(argv: list[str], description: str | None) -> int:
-    """``elemdist status``; the exit code."""
-    settings = parse(StatusSettings, argv, "elemdist status", "runs", description)
-    found = [status_of(run) for run in run_folders(settings.runs or ["runs"])]
-    if settings.json:
-        for one in found:
-            print(json.dumps(asdict(one)))
-        return 0
-    print("\n".join(table(found)) if found else "no runs here; name their folder")
-    return 0
-
-
-def run_folders(places: list[str]) -> list[Path]:
-    """The run folders that are named, or lie in a folder that is. Raises UserError."""
-    found: list[Path] = []
-    for place in map(Path, places):
-        if not place.is_dir():
-            raise UserError(f"{place}: no such folder; name a run folder, or one that holds some")
-        if is_run(place):
-            found.append(place)
-        else:
-            found += [path for path in sorted(place.iterdir()) if is_run(path)]
-    return found
-
-
-def is_run(path: Path) -> bool:
-    return any((path / name).exists() for name in ("launch", "end.json", "settings.yaml"))
+    """Wait until they have ended."""
 
 
 def the_run(name: str | None, verb: str) -> Path:
@@ -125,76 +60,6 @@ def the_run(name: str | None, verb: str) -> Path:
     if not name or not is_run(Path(name)):
         raise UserError(f"{name or 'no run'}: no run folder; elemdist {verb} RUN")
     return Path(name)
-
-
-def status_of(run_dir: Path) -> Status:
-    """Out of the run folder, and of SLURM's queue where there is one."""
-    figures, end = last_figures(run_dir), read_end(run_dir)
-    taken = numbers(run_dir)
-    newest = Attempt(run_dir, taken[-1]) if taken else None
-    ended = End.of(newest.read("end")) if newest else None
-    state = end["state"] if end else "ended" if taken else "not begun"
-    reason = ended.reason if ended else end["reason"] if end else ""
-    step = max(int(figures.get("step", 0)), end["step"] if end else 0)
-    job = None
-    with suppress(UserError):  # the folder knows most
-        job = next(iter(jobs_of(run_dir)), None)
-    if job is not None and state != "done":
-        state, reason = ("runs", "") if job.state == "RUNNING" else ("waits", job.reason)
-    elif state == "running":
-        alive = newest is not None and newest.alive()
-        state = "runs" if alive else "ended"
-        reason = "" if alive else reason or "nobody could say why"
-    steps = steps_of(run_dir)
-    rate = figures.get("samples_per_s")
-    left = None
-    if state == "runs" and rate and figures.get("samples") and step:
-        left = (steps - step) * figures["samples"] / step / rate
-    return Status(
-        str(run_dir), state, step, steps, figures.get("loss"), figures.get("bytes_per_s"),
-        newest_step(run_dir), left, reason, len(taken), job.id if job else "",
-    )  # fmt: skip
-
-
-def steps_of(run_dir: Path) -> int:
-    for name in ("launch/recipe.yaml", "settings.yaml"):
-        if (run_dir / name).is_file():
-            try:
-                return parse(TrainSettings, [str(run_dir / name)], "elemdist status").steps
-            except UserError:
-                continue
-    return 0
-
-
-def jobs_of(run_dir: Path) -> list[slurm.Job]:
-    """The jobs of a run that are in the queue, those that run first. Raises UserError where SLURM
-    does not answer."""
-    newest = Attempt.newest(run_dir)
-    last = str(newest.read("begin").get("job", "")) if newest else ""
-    if not last and not (run_dir / "launch" / "jobs").exists():
-        return []  # it never was SLURM's
-    found = slurm.jobs(name=job_name(run_dir))
-    if not found and last:  # a plain sbatch has a name of its own
-        found = slurm.jobs(numbers=[last])
-    return sorted(found, key=lambda job: job.state != "RUNNING")
-
-
-def table(found: list[Status]) -> list[str]:
-    """For reading: a line for each run, and one below it where there is a reason."""
-    width = max(len(one.run) for one in found)
-    head = f"{'run':{width}}  {'state':8} {'step':>15} {'loss':>8} {'speed':>10} {'saved':>8}"
-    lines = [f"{head} {'ETA':>9} {'tries':>5}  job"]
-    for one in found:
-        loss = "" if one.loss is None else f"{one.loss:.4f}"
-        speed = "" if one.bytes_per_s is None else amount(one.bytes_per_s) + "/s"
-        left = "" if one.eta_s is None else duration(one.eta_s)
-        lines.append(
-            f"{one.run:{width}}  {one.state:8} {f'{one.step}/{one.steps}':>15} {loss:>8}"
-            f" {speed:>10} {one.checkpoint:>8} {left:>9} {one.attempts:>5}  {one.job}".rstrip()
-        )
-        if one.reason and one.state != "done":
-            lines.append(f"{'':{width}}  {one.reason}")
-    return lines
 
 
 def logs(argv: list[str], description: str | None) -> int:
@@ -239,37 +104,56 @@ def follow(run_dir: Path, settings: LogsSettings, path: Path) -> None:
         if not data and newer is not None and newer != path:
             path, place = newer, 0
             print(f"== {path}", flush=True)
-        elif not data and status_of(run_dir).state in ("done", "stopped", "failed", "ended"):
+        elif not data and status_of(run_dir).state in ENDED:
             return
         time.sleep(FOLLOW_S)
 
 
 def cancel(argv: list[str], description: str | None) -> int:
     """``elemdist cancel``; the exit code."""
-    settings = parse(CancelSettings, argv, "elemdist cancel", "run", description)
-    run_dir = the_run(settings.run, "cancel")
-    found = status_of(run_dir)
-    if found.state not in ("runs", "waits"):
-        raise UserError(f"{run_dir} does not run: {found.state} after step {found.step}")
-    newest = Attempt.newest(run_dir)
-    jobs = jobs_of(run_dir)
-    waiting = [job.id for job in jobs if job.state == "PENDING"]
-    running = [job.id for job in jobs if job.state != "PENDING"]
-    if settings.now and not jobs:
-        raise UserError(f"--now: {run_dir} has no job of SLURM; press Ctrl-C twice where it runs")
-    if waiting:
+    settings = parse(CancelSettings, argv, "elemdist cancel", "runs", description)
+    if not settings.runs:
+        raise UserError("no run: elemdist cancel RUN")
+    found = {run: status_of(run) for run in run_folders(settings.runs)}
+    alive = [run for run, one in found.items() if one.state in ("runs", "waits")]
+    if not alive:
+        states = [f"{one.run}: {one.state} after step {one.step}" for one in found.values()]
+        raise UserError(f"nothing runs here: {'; '.join(states or settings.runs)}")
+    for run in alive:
+        ask_to_end(run, settings.now)
+    for run in alive:
+        while settings.wait and status_of(run).state in ("runs", "waits"):
+            time.sleep(FOLLOW_S)
+        told = status_of(run)
+        print(f"{run}: {told.state} after step {told.step}, checkpoint of step {told.checkpoint}")
+    return 0
+
+
+def ask_to_end(run: Path, now: bool) -> None:
+    """Has a run end, and takes its jobs that wait out of the queue. Raises UserError."""
+    newest, jobs = Attempt.newest(run), jobs_of(run)
+    if waiting := [job.id for job in jobs if job.state == "PENDING"]:
         slurm.call("scancel", *waiting)
-    if found.state == "runs" and newest is not None:
+    running = [job.id for job in jobs if job.state != "PENDING"]
+    if newest is not None and (running or newest.alive()):
         newest.ask_to_stop(CANCELLED)
-        if settings.now:
+        if now and running:
             slurm.call("scancel", "--signal=KILL", "--full", *running)
             slurm.call("scancel", *running)
-    if settings.wait:
-        while status_of(run_dir).state in ("runs", "waits"):
-            time.sleep(FOLLOW_S)
-    told = status_of(run_dir)
-    print(f"{run_dir}: {told.state} after step {told.step}, checkpoint of step {told.checkpoint}")
-    return 0
+        elif now:
+            interrupt(newest)
+
+
+def interrupt(attempt: Attempt) -> None:
+    """Ctrl-C twice for the process here that began an attempt. Raises UserError where it began on
+    another machine."""
+    begun = attempt.read("begin")
+    if begun.get("host") != socket.gethostname():
+        raise UserError(f"--now: it runs on {begun.get('host', '?')}; say it there")
+    for _ in range(2):
+        with suppress(ProcessLookupError):
+            os.kill(int(begun["pid"]), signal.SIGINT)
+        time.sleep(1.0)
 
 
 def resume(argv: list[str], description: str | None) -> int:

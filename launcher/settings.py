@@ -85,6 +85,11 @@ class LaunchSettings(PlanSettings):
     links: int = 1
     """Jobs submitted at once, each to go on where the one before it reached its time limit. When
     the last one does, it puts itself back into the queue."""
+    sweep: str | None = None
+    """YAML file with a list of settings: a run for each of them, in folders of run_dir, submitted
+    together as one array."""
+    sweep_at_once: int = 0
+    """Runs of a sweep that may run at the same time; 0: all."""
     dry_run: bool = False
     """Print what would run, and do nothing."""
     local: bool = False
@@ -113,6 +118,7 @@ class LaunchSettings(PlanSettings):
             0,
             ranks_per_node=self.ranks_per_node,
             spare_nodes=self.spare_nodes,
+            sweep_at_once=self.sweep_at_once,
             **{
                 "slurm.cpus_per_rank": self.slurm.cpus_per_rank,
                 "slurm.save_s": self.slurm.save_s,

@@ -29,7 +29,8 @@ class Job:
     """A job in SLURM's queue.
 
     Attributes:
-        id: its number. state: PENDING, RUNNING and so on. reason: why it waits, or (none).
+        id: its number; A_t of a task of an array.
+        state: PENDING, RUNNING and so on. reason: why it waits, or (none).
         nodes: those that it has, in SLURM's short form. time_left, starts: as SLURM writes them.
     """
 
@@ -96,7 +97,7 @@ def is_here() -> bool:
 
 def jobs(name: str | None = None, numbers: Sequence[str] = ()) -> list[Job]:
     """The jobs of this user in the queue, by name or by number. Raises UserError."""
-    words = ["squeue", "--noheader", "--me", f"--format={FIELDS}"]
+    words = ["squeue", "--noheader", "--me", "--array", f"--format={FIELDS}"]
     words += [f"--name={name}"] if name is not None else []
     words += [f"--jobs={','.join(numbers)}"] if numbers else []
     done = call(*words)

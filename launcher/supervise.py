@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from elemdist.atomic import write_atomically
-from elemdist.attempts import Attempt, numbers
+from elemdist.attempts import Attempt
 from elemdist.errors import (
     EXIT_DIVERGED,
     EXIT_LOST,
@@ -32,9 +32,10 @@ from elemdist.errors import (
 )
 from elemdist.stop import read_end
 from launcher.decide import End, Next, decide
-from launcher.places import DEAD, Here, InJob, place_of, shown
+from launcher.history import done_at, ends_of, in_short, last_error, note_launch
+from launcher.places import DEAD, Here, InJob, place_of
 from launcher.preflight import preflight, summary
-from launcher.progress import newest_step, tail
+from launcher.progress import newest_step
 from launcher.settings import LaunchSettings, as_recipe, read, train_recipe
 
 SIGNALS = {
@@ -107,6 +108,12 @@ class Supervisor:
             end = End(EXIT_LOST, "node", f"too few nodes are fit: {told}", before, before, before)
             attempt.write("end", vars(end) | {"nodes": nodes, "job": place.job})
             return end
+        self.take_signals()
+        if (asked := attempt.asked_to_stop() or self.asked) is not None:  # before a rank ran
+            attempt.ask_to_stop(asked)
+            end = End(EXIT_STOPPED, "stopped", asked, before, before, before, asked)
+            attempt.write("end", vars(end) | {"nodes": nodes, "job": place.job})
+            return end
         attempt.write("nodes", {"nodes": nodes})
         say(f"attempt {attempt.number} on {', '.join(nodes)}, from step {before}")
         process = place.start(attempt, nodes)
@@ -151,10 +158,10 @@ class Supervisor:
             time.sleep(POLL_S)
         return code
 
-    def take_signals(self, process: subprocess.Popen[bytes]) -> None:
+    def take_signals(self, process: subprocess.Popen[bytes] | None = None) -> None:
         while self.signals:
             number = self.signals.pop(0)
-            if number == signal.SIGINT and self.asked is not None:
+            if number == signal.SIGINT and self.asked is not None and process is not None:
                 process.terminate()
             self.asked = self.asked or SIGNALS[signal.Signals(number)]
 
@@ -234,59 +241,6 @@ SAID: dict[Next, str] = {
 }
 
 
-def done_at(run_dir: Path, steps: int) -> int | None:
-    """The last step of a run that has done so many; None as long as it has not."""
-    end = read_end(run_dir)
-    return end["step"] if end and end["state"] == "done" and end["step"] >= steps else None
-
-
-def ends_of(run_dir: Path) -> list[End]:
-    """How the attempts since the run was last launched ended, the oldest first; those that could
-    not say it count as a lost node, which takes the whole job with it."""
-    first = launched_before(run_dir) + 1
-    attempts = [Attempt(run_dir, number) for number in numbers(run_dir) if number >= first]
-    begins = [attempt.read("begin") for attempt in attempts]
-    # The newest checkpoint at the end of each was that at the begin of the next.
-    afters = [int(begin.get("before", 0)) for begin in begins[1:]] + [newest_step(run_dir)]
-    found = []
-    for attempt, begin, after in zip(attempts, begins, afters, strict=True):
-        end = End.of(attempt.read("end"))
-        if end is None and "before" in begin:  # without: it was not a launcher's
-            asked, before = attempt.asked_to_stop(), int(begin["before"])
-            code = EXIT_STOPPED if asked and after > before else EXIT_LOST
-            end = End(code, "node", "its job ended at once", before, after, after, asked)
-        found += [end] if end is not None else []
-    return found
-
-
-def launched_before(run_dir: Path) -> int:
-    """The number of the newest attempt when somebody launched the run last."""
-    try:
-        return int((run_dir / "launch" / "attempts-before").read_text())
-    except (OSError, ValueError):
-        return 0
-
-
-def note_launch(run_dir: Path) -> None:
-    """From here on failures are counted anew."""
-    newest = max(numbers(run_dir), default=0)
-    write_atomically(run_dir / "launch" / "attempts-before", f"{newest}\n")
-
-
-def last_error(attempt: Attempt) -> str:
-    """The last message of a rank in the logs of an attempt."""
-    for path in sorted(attempt.folder.glob("rank-*.log")):
-        for line in reversed(tail(path)):
-            if line.startswith("elemdist train: "):
-                return in_short(line.removeprefix("elemdist train: ").removeprefix("error: "))
-    return ""
-
-
-def in_short(reason: str) -> str:
-    """Without the advice to resume, which is what the supervisor does."""
-    return reason.partition("; the same command with --resume")[0].removeprefix("error: ")
-
-
 def prepare(settings: LaunchSettings) -> tuple[Path, Path]:
     """(run folder, recipe of the ranks): made, with what the run is. Raises UserError."""
     run_dir = Path(settings.run_dir or f"runs/job-{os.environ.get('SLURM_JOB_ID', os.getpid())}")
@@ -306,6 +260,8 @@ def prepare(settings: LaunchSettings) -> tuple[Path, Path]:
 
 def run(argv: list[str], description: str | None) -> int:
     """``elemdist supervise``; the exit code."""
+    task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
+    argv = [word.replace("%a", task) if word.endswith("/%a.yaml") else word for word in argv]
     settings = read(argv, "elemdist supervise", description)
     settings.local = settings.local or "SLURM_JOB_ID" not in os.environ
     settings.check_launch()
@@ -322,6 +278,3 @@ def run(argv: list[str], description: str | None) -> int:
     except Superseded as error:
         say(str(error))
         return error.code
-
-
-__all__ = ["Supervisor", "ends_of", "prepare", "run", "shown"]

@@ -1,0 +1,65 @@
+"""What the attempts of a run came to, out of its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from elemdist.atomic import write_atomically
+from elemdist.attempts import Attempt, numbers
+from elemdist.errors import EXIT_LOST, EXIT_STOPPED
+from elemdist.stop import read_end
+from launcher.decide import End
+from launcher.progress import newest_step, tail
+
+
+def done_at(run_dir: Path, steps: int) -> int | None:
+    """The last step of a run that has done so many; None as long as it has not."""
+    end = read_end(run_dir)
+    return end["step"] if end and end["state"] == "done" and end["step"] >= steps else None
+
+
+def ends_of(run_dir: Path) -> list[End]:
+    """How the attempts since the run was last launched ended, the oldest first; those that could
+    not say it count as a lost node, which takes the whole job with it."""
+    first = launched_before(run_dir) + 1
+    attempts = [Attempt(run_dir, number) for number in numbers(run_dir) if number >= first]
+    begins = [attempt.read("begin") for attempt in attempts]
+    # The newest checkpoint at the end of each was that at the begin of the next.
+    afters = [int(begin.get("before", 0)) for begin in begins[1:]] + [newest_step(run_dir)]
+    found = []
+    for attempt, begin, after in zip(attempts, begins, afters, strict=True):
+        end = End.of(attempt.read("end"))
+        if end is None and "before" in begin:  # without: it was not a launcher's
+            asked, before = attempt.asked_to_stop(), int(begin["before"])
+            code = EXIT_STOPPED if asked and after > before else EXIT_LOST
+            end = End(code, "node", "its job ended at once", before, after, after, asked)
+        found += [end] if end is not None else []
+    return found
+
+
+def launched_before(run_dir: Path) -> int:
+    """The number of the newest attempt when somebody launched the run last."""
+    try:
+        return int((run_dir / "launch" / "attempts-before").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def note_launch(run_dir: Path) -> None:
+    """From here on failures are counted anew."""
+    newest = max(numbers(run_dir), default=0)
+    write_atomically(run_dir / "launch" / "attempts-before", f"{newest}\n")
+
+
+def last_error(attempt: Attempt) -> str:
+    """The last message of a rank in the logs of an attempt."""
+    for path in sorted(attempt.folder.glob("rank-*.log")):
+        for line in reversed(tail(path)):
+            if line.startswith("elemdist train: "):
+                return in_short(line.removeprefix("elemdist train: ").removeprefix("error: "))
+    return ""
+
+
+def in_short(reason: str) -> str:
+    """Without the advice to resume, which is what the supervisor does."""
+    return reason.partition("; the same command with --resume")[0].removeprefix("error: ")

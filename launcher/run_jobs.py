@@ -1,0 +1,49 @@
+"""Which jobs of SLURM are a run's.
+
+They share a name that no other run has; the tasks of an array, which have the name of their sweep,
+are known by their numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from elemdist.attempts import Attempt
+from launcher import slurm
+
+
+def job_name(run_dir: Path) -> str:
+    """The same for every job of a run, and for no other run: SLURM starts one of them at a time."""
+    digest = hashlib.blake2b(str(run_dir.resolve()).encode(), digest_size=4).hexdigest()
+    return f"elemdist-{re.sub(r'[^A-Za-z0-9_.-]', '-', run_dir.name)[:40]}-{digest}"
+
+
+def note_jobs(run_dir: Path, numbers: Sequence[str]) -> None:
+    """Adds the numbers of jobs that were submitted to RUN/launch/jobs."""
+    with open(run_dir / "launch" / "jobs", "a", encoding="utf-8") as file:
+        file.write("".join(f"{number}\n" for number in numbers))
+
+
+def last_jobs(run_dir: Path) -> list[str]:
+    """The job that was submitted last, and the one that the newest attempt ran in."""
+    newest = Attempt.newest(run_dir)
+    found = {str(newest.read("begin").get("job", ""))} if newest else set()
+    with suppress(OSError):
+        found |= set((run_dir / "launch" / "jobs").read_text(encoding="utf-8").split()[-1:])
+    return sorted(found - {""})
+
+
+def jobs_of(run_dir: Path) -> list[slurm.Job]:
+    """The jobs of a run that are in the queue, those that run first. Raises UserError where SLURM
+    does not answer."""
+    last = last_jobs(run_dir)
+    if not last:
+        return []  # it never was SLURM's
+    found = slurm.jobs(name=job_name(run_dir))
+    for number in last:  # a plain sbatch, and an array, have names of their own
+        found += slurm.jobs(numbers=[number]) if not found else []
+    return sorted(found, key=lambda job: job.state != "RUNNING")

@@ -1,0 +1,141 @@
+"""``elemdist status``: how runs stand, out of their folders.
+
+SLURM is asked only whether a job waits or runs: it needs no accounting, and answers when SLURM has
+forgotten the job.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from elemdist.attempts import Attempt, numbers
+from elemdist.commandline import parse
+from elemdist.config import TrainSettings
+from elemdist.errors import UserError
+from elemdist.stop import read_end
+from elemdist.units import amount, duration
+from launcher.decide import End
+from launcher.progress import last_figures, newest_step
+from launcher.run_jobs import jobs_of
+
+
+@dataclass
+class StatusSettings:
+    """Which runs"""
+
+    runs: list[str] = field(default_factory=list)
+    """Run folders, or folders of run folders."""
+    json: bool = False
+    """Print a JSON object for each run."""
+
+
+@dataclass
+class Status:
+    """How a run stands.
+
+    Attributes:
+        state: waits, runs, done, stopped, failed, or ended (nobody has said how).
+        step, steps: done, of all. checkpoint: step of the newest. eta_s: seconds to the end, where
+            it runs. reason: why it ended last, or why it waits. attempts: there were so many.
+    """
+
+    run: str
+    state: str
+    step: int
+    steps: int
+    loss: float | None
+    bytes_per_s: float | None
+    checkpoint: int
+    eta_s: float | None
+    reason: str
+    attempts: int
+    job: str
+
+
+def run(argv: list[str], description: str | None) -> int:
+    """``elemdist status``; the exit code."""
+    settings = parse(StatusSettings, argv, "elemdist status", "runs", description)
+    found = [status_of(run) for run in run_folders(settings.runs or ["runs"])]
+    if settings.json:
+        for one in found:
+            print(json.dumps(asdict(one)))
+        return 0
+    print("\n".join(table(found)) if found else "no runs here; name their folder")
+    return 0
+
+
+def run_folders(places: list[str]) -> list[Path]:
+    """The run folders that are named, or lie in a folder that is. Raises UserError."""
+    found: list[Path] = []
+    for place in map(Path, places):
+        if not place.is_dir():
+            raise UserError(f"{place}: no such folder; name a run folder, or one that holds some")
+        if is_run(place):
+            found.append(place)
+        else:
+            found += [path for path in sorted(place.iterdir()) if is_run(path)]
+    return found
+
+
+def is_run(path: Path) -> bool:
+    return any((path / name).exists() for name in ("launch", "end.json", "settings.yaml"))
+
+
+def status_of(run_dir: Path) -> Status:
+    """Out of the run folder, and of SLURM's queue where there is one."""
+    figures, end = last_figures(run_dir), read_end(run_dir)
+    taken = numbers(run_dir)
+    newest = Attempt(run_dir, taken[-1]) if taken else None
+    ended = End.of(newest.read("end")) if newest else None
+    state = end["state"] if end else "ended" if taken else "not begun"
+    reason = ended.reason if ended else end["reason"] if end else ""
+    step = max(int(figures.get("step", 0)), end["step"] if end else 0)
+    job = None
+    with suppress(UserError):  # the folder knows most
+        job = next(iter(jobs_of(run_dir)), None)
+    if job is not None and state != "done":
+        state, reason = ("runs", "") if job.state == "RUNNING" else ("waits", job.reason)
+    elif state == "running":
+        alive = newest is not None and newest.alive()
+        state = "runs" if alive else "ended"
+        reason = "" if alive else reason or "nobody could say why"
+    steps = steps_of(run_dir)
+    rate = figures.get("samples_per_s")
+    left = None
+    if state == "runs" and rate and figures.get("samples") and step:
+        left = (steps - step) * figures["samples"] / step / rate
+    return Status(
+        str(run_dir), state, step, steps, figures.get("loss"), figures.get("bytes_per_s"),
+        newest_step(run_dir), left, reason, len(taken), job.id if job else "",
+    )  # fmt: skip
+
+
+def steps_of(run_dir: Path) -> int:
+    for name in ("launch/recipe.yaml", "settings.yaml"):
+        if (run_dir / name).is_file():
+            try:
+                return parse(TrainSettings, [str(run_dir / name)], "elemdist status").steps
+            except UserError:
+                continue
+    return 0
+
+
+def table(found: list[Status]) -> list[str]:
+    """For reading: a line for each run, and one below it where there is a reason."""
+    width = max(len(one.run) for one in found)
+    head = f"{'run':{width}}  {'state':8} {'step':>15} {'loss':>8} {'speed':>10} {'saved':>8}"
+    lines = [f"{head} {'ETA':>9} {'tries':>5}  job"]
+    for one in found:
+        loss = "" if one.loss is None else f"{one.loss:.4f}"
+        speed = "" if one.bytes_per_s is None else amount(one.bytes_per_s) + "/s"
+        left = "" if one.eta_s is None else duration(one.eta_s)
+        lines.append(
+            f"{one.run:{width}}  {one.state:8} {f'{one.step}/{one.steps}':>15} {loss:>8}"
+            f" {speed:>10} {one.checkpoint:>8} {left:>9} {one.attempts:>5}  {one.job}".rstrip()
+        )
+        if one.reason and one.state != "done":
+            lines.append(f"{'':{width}}  {one.reason}")
+    return lines
