@@ -1,4 +1,4 @@
-"""``elemdist doctor``: what this machine has, what would run here, and what is broken.
+"""``elemdist doctor``: what this machine has, what would run here, what it lacks, what is broken.
 
 elemdist doctor            a report of one screen
 elemdist doctor --json     the same as one JSON object
@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,7 @@ import elemdist
 from elemdist.compile_check import compile_obstacle
 from elemdist.shard_cache import cache_folder
 from launcher.local import count_gpus
+from launcher.missing import missing
 
 TOP_LEVEL = ("elemdist", "data_prep", "launcher")
 NEEDED = ("deepspeed", "mosaicml-streaming", "transformers")
@@ -59,21 +60,19 @@ def examine() -> Report:
     """All of the report. Sizes are in GB of 10^9 bytes; a reason of null means: it works."""
     torch_report, torch_problems = examine_torch()
     versions = {name: version_of(name) for name in (*NEEDED, *OPTIONAL)}
-    missing = [
-        f"{name} is not installed; install elemdist again"
-        for name in NEEDED
-        if versions[name] is None
-    ]
+    needed = [name for name in NEEDED if versions[name] is None]
     cache = os.path.abspath(cache_folder(None, ""))
+    cache_gb, shared_gb = free_gb(existing(cache)), free_gb(SHARED_MEMORY)
     return {
         "elemdist": {"version": elemdist.__version__, "folder": str(home("elemdist"))},
         "python": {"version": platform.python_version(), "system": platform.platform()},
         "cpu": {"cores": len(os.sched_getaffinity(0)), **memory_gb()},
         **torch_report,
         "versions": versions,
-        "cache": {"folder": cache, "free_gb": free_gb(existing(cache))},
-        "shared_memory": {"folder": SHARED_MEMORY, "free_gb": free_gb(SHARED_MEMORY)},
-        "problems": torch_problems + missing + shadowing(),
+        "cache": {"folder": cache, "free_gb": cache_gb},
+        "shared_memory": {"folder": SHARED_MEMORY, "free_gb": shared_gb},
+        "missing": [asdict(one) for one in missing(needed, count_gpus(), shared_gb, cache_gb)],
+        "problems": torch_problems + [f"{name} is not installed" for name in needed] + shadowing(),
     }
 
 
@@ -188,6 +187,10 @@ def as_text(report: Report) -> str:
         *((name, version or "not installed") for name, version in report["versions"].items()),
         ("cache", space(report["cache"])),
         ("shared memory", space(report["shared_memory"])),
+        *(
+            ("missing", "{what}, for {needed_by}:  {cure}".format(**one))
+            for one in report["missing"]
+        ),
         *(("BROKEN", problem) for problem in report["problems"]),
     ]
     if not report["problems"]:

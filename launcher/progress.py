@@ -37,6 +37,17 @@ def last_figures(run_dir: Path) -> dict[str, Any]:
     return {}
 
 
+def steps_done(run_dir: Path, since_s: float) -> int:
+    """The last step that the figures tell of, 0 where they were not written since this time (of the
+    clock): those are of an attempt before."""
+    try:
+        if (run_dir / "metrics.jsonl").stat().st_mtime < since_s:
+            return 0
+    except OSError:
+        return 0
+    return int(last_figures(run_dir).get("step", 0))
+
+
 def tail(path: Path, size: int = TAIL_BYTES) -> list[str]:
     """The last whole lines of a file, of at most so many bytes; none where it cannot be read."""
     try:

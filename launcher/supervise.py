@@ -35,7 +35,7 @@ from launcher.decide import End, Next, decide
 from launcher.history import done_at, ends_of, in_short, last_error, note_launch
 from launcher.places import DEAD, Here, InJob, place_of
 from launcher.preflight import preflight, summary
-from launcher.progress import newest_step
+from launcher.progress import newest_step, steps_done
 from launcher.settings import LaunchSettings, as_recipe, read, train_recipe
 
 SIGNALS = {
@@ -171,7 +171,8 @@ class Supervisor:
         ours = said if said is not None and said["attempt"] == attempt.number else None
         asked = attempt.asked_to_stop()
         after = newest_step(self.run_dir)
-        step = max(after, int(ours["step"]) if ours else before)
+        logged = steps_done(self.run_dir, float(attempt.read("begin").get("time_s", 0)))
+        step = max(before, after, logged, int(ours["step"]) if ours else 0)
         facts: dict[str, Any] = {"before": before, "after": after, "step": step, "asked": asked}
         if ours is not None and ours["state"] in ("done", "stopped") and not ours["code"]:
             return End(0, "done", "done", **facts)  # or at its stop_step

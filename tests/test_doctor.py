@@ -13,6 +13,7 @@ import torch
 from elemdist import compile_check
 from elemdist.attention import BACKENDS, backend
 from elemdist.compile_check import compile_obstacle
+from launcher import missing
 from tests.conftest import elemdist, expect_user_error, run_command
 
 
@@ -55,6 +56,21 @@ def test_the_text_says_the_same_and_no_secret():
     assert "not varlen: it needs a GPU" in done.stdout
     assert "Nothing is broken." in done.stdout
     assert "hush-hush" not in done.stdout + done.stderr
+
+
+def test_what_is_missing_comes_with_the_command_that_cures_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no program at all
+    monkeypatch.setattr(missing, "find_spec", lambda name: None)
+    monkeypatch.setattr(missing.ctypes.util, "find_library", lambda name: None)
+    found = {one.what: one for one in missing.missing(["deepspeed"], 2, 0.1, 500.0)}
+    assert found["deepspeed"].cure == f"{sys.executable} -m pip install deepspeed"
+    assert found["flash_attn"].cure.endswith("pip install --no-build-isolation flash-attn")
+    assert found["SLURM"].cure.endswith("elemdist launch --local")
+    assert found["libaio"].cure == "apt-get install libaio-dev"
+    assert found["g++"].needed_by == "--compile on a CPU"
+    assert "remount" in found["shared memory, 0.1 GB"].cure
+    assert not any("cache" in what for what in found), "500 GB are enough"
+    assert "flash_attn" not in {one.what for one in missing.missing([], 0, 9.0, 500.0)}, "no GPU"
 
 
 def test_the_doctor_does_not_import_what_it_only_names():

@@ -57,6 +57,8 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMo
 """
 
 Process = subprocess.Popen[bytes]
+# What each failure cost: its name, steps that were done twice, seconds to the next step.
+RECOVERIES: list[tuple[str, int, float]] = []
 
 
 class Cluster:

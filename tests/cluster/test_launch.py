@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,9 +21,9 @@ import pytest
 from elemdist.attempts import Attempt, numbers
 from elemdist.slurm_ranks import port_of
 from elemdist.stop import read_end
-from launcher.launch import job_name
-from launcher.progress import newest_step
-from tests.cluster.cluster import NODES, Cluster, wait_for
+from launcher.progress import last_figures, newest_step, steps_done
+from launcher.run_jobs import job_name
+from tests.cluster.cluster import NODES, RECOVERIES, Cluster, wait_for
 from tests.conftest import TINY
 from tests.forked import train
 from tests.shard_sets import flip
@@ -118,6 +119,20 @@ class Run:
         assert len(numbers(self.run)) == attempts, self.log()
         assert [kind for kind in self.kinds() if kind != "done"] == list(kinds), self.log()
 
+    @contextmanager
+    def failing(self, what: str) -> Iterator[None]:
+        """Something happens in here that ends an attempt; what it costs goes into the table."""
+        attempt = numbers(self.run)[-1] + 1
+        yield
+        since_s = time.monotonic()
+        wait_for(lambda: numbers(self.run)[-1] == attempt, f"another attempt\n{self.log()}", LONG_S)
+        done, begun = last_figures(self.run)["step"], Attempt(self.run, attempt).read("begin")
+        wait_for(
+            lambda: steps_done(self.run, begun["time_s"]) > begun["before"],
+            f"another step\n{self.log()}", LONG_S,
+        )  # fmt: skip
+        RECOVERIES.append((what, done - begun["before"], time.monotonic() - since_s))
+
     def in_queue(self) -> str:
         return self.cluster.ask("squeue", "-h", "-o", "%i %j %T")
 
@@ -174,7 +189,8 @@ def test_a_plain_sbatch_of_the_script(run):
 def test_a_rank_is_killed(run):
     run.launch()
     run.wait_for_step(20)
-    os.kill(run.ranks("n2")[0], signal.SIGKILL)
+    with run.failing("a rank is killed"):
+        os.kill(run.ranks("n2")[0], signal.SIGKILL)
     run.finish(2, "lost rank")
 
 
@@ -182,7 +198,7 @@ def test_the_time_limit_comes_in_the_middle_and_the_next_link_goes_on(run):
     run.launch("--links", "2", "--slurm.time", "2:00", "--slurm.save-s", "60")
     run.wait_for_step(20)
     stopped = Attempt(run.run, 1).folder / "stop"
-    with run.standing_still():
+    with run.failing("the time limit, with another link"), run.standing_still():
         wait_for(stopped.exists, "the signal before the time limit", 150)
     run.finish(2, "stopped")
     end = Attempt(run.run, 1).read("end")
@@ -193,7 +209,8 @@ def test_the_time_limit_comes_in_the_middle_and_the_next_link_goes_on(run):
 def test_a_hang(run):
     run.launch("--guard.stall-s", "15")
     run.wait_for_step(20)
-    os.kill(run.ranks("n2")[1], signal.SIGSTOP)
+    with run.failing("a rank hangs (guard.stall_s 15)"):
+        os.kill(run.ranks("n2")[1], signal.SIGSTOP)
     run.finish(2, "hang")
     assert (run.run / "stacks" / "rank-00000.txt").exists()
 
@@ -228,10 +245,11 @@ def test_two_runs_at_once_one_requeued_by_an_admin_one_by_its_time_limit(
     run.launch()
     other.launch("--slurm.time", "2:00", "--slurm.save-s", "60")
     run.wait_for_step(10)
-    cluster.ask("scontrol", "requeue", run.job())
-    other.wait_for_step(10)
-    with other.standing_still():
-        wait_for((Attempt(other.run, 1).folder / "stop").exists, "the signal", 150)
+    with run.failing("requeued by an admin"):
+        cluster.ask("scontrol", "requeue", run.job())
+        other.wait_for_step(10)
+        with other.failing("the time limit, without another link"), other.standing_still():
+            wait_for((Attempt(other.run, 1).folder / "stop").exists, "the signal", 150)
     run.finish(2, "stopped")
     other.finish(2, "stopped")
 
@@ -239,8 +257,9 @@ def test_two_runs_at_once_one_requeued_by_an_admin_one_by_its_time_limit(
 def test_preemption_by_a_higher_partition(run, cluster):
     run.launch()
     run.wait_for_step(20)
-    cluster.ask("sbatch", "-p", "high", "-N", "3", "--exclusive", "--wrap", "sleep 3",
-                "--output=/dev/null")  # fmt: skip
+    high = ["-p", "high", "-N", "3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 3"]
+    with run.failing("preempted"):
+        cluster.ask("sbatch", *high)
     run.finish(2, "stopped")
     end = Attempt(run.run, 1).read("end")
     assert end["after"] == end["step"] >= 20, "and nothing was lost"
@@ -249,17 +268,20 @@ def test_preemption_by_a_higher_partition(run, cluster):
 def test_a_node_dies_and_returns(run, cluster):
     run.launch()
     run.wait_for_step(20)
-    cluster.kill_node("n2")
-    wait_for(lambda: "n2 down" in cluster.ask("sinfo", "-N", "-h", "-o", "%N %T"), "its loss", 90)
-    cluster.start_node("n2")
+    with run.failing("a node dies, and returns"):
+        cluster.kill_node("n2")
+        down = lambda: "n2 down" in cluster.ask("sinfo", "-N", "-h", "-o", "%N %T")  # noqa: E731
+        wait_for(down, "its loss", 90)
+        cluster.start_node("n2")
     run.finish(2, "node")
 
 
 def test_a_spare_node_takes_the_place_of_one_that_died(run, cluster):
     run.launch("--spare-nodes", "1")
     run.wait_for_step(20)
-    cluster.kill_node("n2")
     try:
+        with run.failing("a node dies, with a spare"):
+            cluster.kill_node("n2")
         run.finish(2, "node")
         assert Attempt(run.run, 2).read("nodes")["nodes"] == ["n1", "n3"]
     finally:
