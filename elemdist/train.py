@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,12 +44,12 @@ from elemdist.errors import (
     UserError,
 )
 from elemdist.evaluate import gather_ranks
-from elemdist.guard import Verdict
-from elemdist.passes import Pass, loss_of, passes_of
+from elemdist.passes import Pass, passes_of
 from elemdist.reports import evaluate_now, report
 from elemdist.run_folder import public_settings
 from elemdist.sequence_parallel import once
 from elemdist.start_up import Session
+from elemdist.step import train_step
 from elemdist.stop import StopRequest, how_it_ended, write_end
 from elemdist.watchdog import Watchdog
 
@@ -65,31 +64,6 @@ class Agreed:
     failed: bool
     save: bool
     superseded: bool
-
-
-def train_step(
-    engine: Any, passes: list[Pass], whole: float, rate: float, session: Session
-) -> tuple[float, Verdict]:
-    """One optimizer step over this rank's passes: (norm of the whole gradient, the guard's
-    verdict)."""
-    watch, tally = session.watch, session.tally
-    session.watchdog.begin_step()
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate
-    for one in passes:
-        session.watchdog.beat("a pass")
-        torch.manual_seed(one.dropout_seed)
-        with watch("forward"):
-            loss, source_K2 = loss_of(engine, one, whole, session.share, len(tally.sources))
-        with watch("backward"):
-            # DeepSpeed takes the mean over ranks and passes; ours is a sum.
-            engine.backward(loss * (dist.get_world_size() * len(passes)))
-        tally.add_pass(one.batch, one.predicted_rows, loss.detach(), source_K2)
-        with watch("optimizer"):
-            if not engine.is_gradient_accumulation_boundary():
-                engine.step()
-    with watch("optimizer"):
-        return session.guard.step(engine)
 
 
 class Run:

@@ -7,7 +7,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from elemdist.attempts import VARIABLE, Attempt
 from elemdist.errors import UserError
@@ -56,6 +59,15 @@ class Here:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def end_now(self, process: Process) -> None:
+        """Ends the ranks without a checkpoint."""
+        # All by name: what only loses its starter is asked to save.
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.kill()
 
     def enough_nodes(self, bad: set[str]) -> bool:
         """Whether another attempt has nodes enough."""
@@ -140,6 +152,9 @@ class InJob(Here):
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    def end_now(self, process: Process) -> None:
+        process.terminate()
 
     def others(self) -> list[slurm.Job]:
         """The further links of the chain, which wait for this job to end."""

@@ -135,13 +135,13 @@ def ask_to_end(run: Path, now: bool) -> None:
     if waiting := [job.id for job in jobs if job.state == "PENDING"]:
         slurm.call("scancel", *waiting)
     running = [job.id for job in jobs if job.state != "PENDING"]
-    if newest is not None and (running or newest.alive()):
+    if now and newest is not None and not running and newest.alive():
+        interrupt(newest)
+    elif newest is not None and (running or newest.alive()):
         newest.ask_to_stop(CANCELLED)
-        if now and running:
-            slurm.call("scancel", "--signal=KILL", "--full", *running)
-            slurm.call("scancel", *running)
-        elif now:
-            interrupt(newest)
+    if now and running:
+        slurm.call("scancel", "--signal=KILL", "--full", *running)
+        slurm.call("scancel", *running)
 
 
 def interrupt(attempt: Attempt) -> None:
@@ -153,7 +153,7 @@ def interrupt(attempt: Attempt) -> None:
     for _ in range(2):
         with suppress(ProcessLookupError):
             os.kill(int(begun["pid"]), signal.SIGINT)
-        time.sleep(1.0)
+        time.sleep(0.05)  # so that they count as two
 
 
 def resume(argv: list[str], description: str | None) -> int:

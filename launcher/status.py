@@ -92,6 +92,7 @@ def status_of(run_dir: Path) -> Status:
     ended = End.of(newest.read("end")) if newest else None
     state = end["state"] if end else "ended" if taken else "not begun"
     reason = ended.reason if ended else end["reason"] if end else ""
+    reason = reason or (newest.asked_to_stop() or "" if newest else "")
     step = max(int(figures.get("step", 0)), end["step"] if end else 0)
     job = None
     with suppress(UserError):  # the folder knows most

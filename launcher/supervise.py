@@ -22,6 +22,7 @@ from elemdist.atomic import write_atomically
 from elemdist.attempts import Attempt
 from elemdist.errors import (
     EXIT_DIVERGED,
+    EXIT_INTERRUPTED,
     EXIT_LOST,
     EXIT_NOT_SAVED,
     EXIT_STALLED,
@@ -65,12 +66,14 @@ class Supervisor:
 
     Attributes:
         asked: why the ranks are asked to stop, None as long as they are not.
+        forced: they were ended at once.
         bad: node -> why it is not to be used now. unfit: those that the preflight has found.
     """
 
     def __init__(self, settings: LaunchSettings, run_dir: Path, place: Here) -> None:
         self.settings, self.run_dir, self.place = settings, run_dir, place
         self.asked: str | None = None
+        self.forced = False
         self.last: Attempt | None = None
         self.signals: list[int] = []
         self.bad: dict[str, str] = {}
@@ -162,7 +165,8 @@ class Supervisor:
         while self.signals:
             number = self.signals.pop(0)
             if number == signal.SIGINT and self.asked is not None and process is not None:
-                process.terminate()
+                self.forced = True
+                self.place.end_now(process)
             self.asked = self.asked or SIGNALS[signal.Signals(number)]
 
     def judge(self, attempt: Attempt, nodes: list[str], code: int, before: int) -> End:
@@ -178,6 +182,8 @@ class Supervisor:
             return End(0, "done", "done", **facts)  # or at its stop_step
         if ours is not None and ours["code"] == EXIT_STOPPED:
             return End(EXIT_STOPPED, "stopped", ours["reason"], **facts)
+        if self.forced:
+            return End(EXIT_INTERRUPTED, "interrupted", "ended at once, by Ctrl-C twice", **facts)
         if bad := self.look_for_bad_nodes(nodes, ours):
             told = ", ".join(f"{node} is {state}" for node, state in bad.items())
             return End(EXIT_LOST, "node", f"a node was lost: {told}", **facts)
