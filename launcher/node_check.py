@@ -126,12 +126,14 @@ def check(run_dir: Path, address: str, port: int, reduce: bool) -> dict[str, Any
     """All of it; a key `problem` says what is wrong with this node."""
     rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
     local = int(os.environ["SLURM_LOCALID"])
+    devices = gpus()
+    driver = {"driver": devices[0]["driver_version"]} if devices else {}
     found: dict[str, Any] = {
         "node": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
         "time_s": time.time(),
-        "versions": versions(),
+        "versions": versions() | driver,
         "available_bytes": available_bytes(),
-        "gpus": gpus(),
+        "gpus": devices,
     }
     step = "the run folder cannot be written"
     try:
@@ -152,6 +154,7 @@ def check(run_dir: Path, address: str, port: int, reduce: bool) -> dict[str, Any
 
 
 def main(folder: str, run_dir: str, address: str, port: str, reduce: str) -> int:
+    sys.path.pop(0)  # this folder, whose names must not shadow a library's
     found = check(Path(run_dir), address, int(port), reduce == "1")
     name = f"{found['node']}.{os.environ['SLURM_LOCALID']}.json"
     part = Path(folder) / f".{name}.part"

@@ -29,6 +29,8 @@ SCRIPT = Path(__file__).with_name("node_check.py")
 TIMEOUT_S = 180.0
 SKEW_S = 5.0  # between two clocks; an answer may take that long, too
 LEAST_FREE_BYTES = 1 << 30
+LEAST_MEMORY_BYTES = 1 << 30
+MOST_USED = 0.1  # of a GPU's memory, before a rank runs
 
 Report = dict[str, Any]
 
@@ -83,6 +85,11 @@ def problems(found: dict[str, Report], nodes: list[str], gpus: int) -> dict[str,
             if one.get("free_bytes", LEAST_FREE_BYTES) < LEAST_FREE_BYTES
             else None
         ),
+        lambda one: (
+            f"only {one['available_bytes'] / 1e9:.1f} GB of memory are free"
+            if one["available_bytes"] < LEAST_MEMORY_BYTES
+            else None
+        ),
         lambda one: broken_gpu(one, gpus),
     ]
     wrong = {node: "it does not answer" for node in nodes if node not in found}
@@ -109,6 +116,9 @@ def broken_gpu(report: Report, gpus: int) -> str | None:
         errors = gpu.get("ecc.errors.uncorrected.volatile.total", "0")
         if errors.isdigit() and int(errors):
             return f"GPU {gpu['index']} has {errors} uncorrected memory errors"
+        used, whole = gpu.get("memory.used", ""), gpu.get("memory.total", "")
+        if used.isdigit() and whole.isdigit() and int(used) > MOST_USED * int(whole):
+            return f"somebody else has {used} of {whole} MiB of GPU {gpu['index']}"
     return None
 
 

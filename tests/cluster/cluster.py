@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.conftest import ELEMDIST, REPOSITORY
 
-NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "unshare")
+NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "nsenter")
 NODES = ("n1", "n2", "n3")
 WAIT_S = 60
 SMALL_BYTES = 6_000_000  # of a disk that fills up
@@ -146,6 +146,10 @@ class Cluster:
                     if os.readlink(f"/proc/{entry}/ns/mnt") == place:
                         found.append(int(entry))
         return found
+
+    def on_node(self, node: str, *words: str | Path) -> None:
+        """A command that sees the file systems as the node does."""
+        subprocess.run(["nsenter", "--mount", "-t", str(self._nodes[node].pid), *words], check=True)
 
     def shared_memory(self, node: str) -> list[str]:
         """What lies in a node's /dev/shm."""

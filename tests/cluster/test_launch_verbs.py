@@ -1,0 +1,116 @@
+"""Around the runs of test_launch.py: sweeps, `doctor --job`, and what a cluster cannot run."""
+
+from __future__ import annotations
+
+from importlib.metadata import distribution, version
+from pathlib import Path
+
+import pytest
+
+from elemdist.attempts import numbers
+from elemdist.stop import read_end
+from launcher.progress import newest_step
+from tests.cluster.cluster import NODES, Cluster, wait_for
+from tests.conftest import TINY, expect_user_error
+
+ONE = ["--nodes", "1", "--ranks-per-node", "1", "--preflight", "quick", "--eval-every", "0"]
+
+
+def everything_ended(cluster: Cluster) -> None:
+    cluster.ask("scancel", "--user=root")
+    cluster.wait_until_empty(120)
+    for node in NODES:
+        wait_for(lambda node=node: not cluster.processes(node), f"the processes of {node}", 60)
+
+
+def test_a_sweep_is_an_array_whose_runs_end_each_for_itself(cluster, packed, tmp_path):
+    sweep, runs = tmp_path / "sweep.yaml", tmp_path / "the runs"
+    sweep.write_text("- {seed: 1}\n- {seed: 2, steps: 100000}\n- {seed: 3, data: {train: /none}}\n")
+    words = [*TINY, *ONE, "--data.train", packed / "train", "--steps", "3", "--run-dir", runs]
+    launch = ["elemdist", "launch", *words, "--sweep", sweep]
+    expect_user_error(cluster.command(*launch), "no shard folder /none")
+    sweep.write_text("- {seed: 1}\n- {seed: 2, steps: 100000}\n- {seed: 3, steps: 4}\n")
+    done = cluster.command(*launch)
+    assert done.returncode == 0, done.stderr
+    first, second, third = (runs / f"00{n}-seed={n + 1}" for n in range(3))
+    second, third = runs / "001-seed=2,steps=100000", runs / "002-seed=3,steps=4"
+    wait_for(lambda: newest_ends(first, third), "the short ones", 180)
+    wait_for(lambda: (second / "metrics.jsonl").exists(), "the long one", 120)
+    again = cluster.ask(*launch)
+    assert again.count("nothing to do") == 2
+    assert f"{second}: in the queue already as job " in again
+    out = cluster.ask("elemdist", "cancel", runs)
+    assert out.startswith(f"{second}: stopped after step "), out
+    states = [line.split()[2] for line in cluster.ask("elemdist", "status", runs).splitlines()[1:]]
+    assert [state for state in states if state in ("done", "stopped")] == [
+        "done",
+        "stopped",
+        "done",
+    ]
+    assert newest_step(second) == read_end(second)["step"]
+    assert [numbers(run) for run in (first, second, third)] == [[1], [1], [1]]
+    sweep.write_text("- {seed: 1}\n- {seed: 2, steps: 5}\n")
+    done = cluster.ask(*launch)  # other settings: another run
+    wait_for(lambda: newest_ends(runs / "001-seed=2,steps=5"), "the new one", 180)
+    everything_ended(cluster)
+
+
+def newest_ends(*runs: Path) -> bool:
+    ends = [read_end(run) for run in runs]
+    return all(end is not None and end["state"] == "done" for end in ends)
+
+
+def test_doctor_in_a_job_tells_of_every_node(cluster, tmp_path):
+    log = tmp_path / "log"
+    cluster.ask(
+        "sbatch", "--wait", "--nodes=3", f"--output={log}", "--wrap",
+        f"elemdist doctor --job --run-dir '{tmp_path}'",
+    )  # fmt: skip
+    lines = log.read_text().splitlines()
+    assert [line.split(":")[0] for line in lines] == list(NODES), lines
+    for line in lines:
+        assert line.endswith(", fit"), line
+        assert "GB of memory free" in line
+        assert "all-reduce" in line
+    everything_ended(cluster)
+
+
+def test_a_bad_node_is_named_and_replaced_by_the_spare(cluster, packed, tmp_path):
+    """It has another version of a package than the others."""
+    run, metadata = tmp_path / "run", tmp_path / "METADATA"
+    metadata.write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.1\n")
+    theirs = str(distribution("numpy").locate_file(f"numpy-{version('numpy')}.dist-info/METADATA"))
+    words = [*TINY, "--data.train", packed / "train", "--steps", "3", "--run-dir", run]
+    more = ["--nodes", "2", "--spare-nodes", "1", "--ranks-per-node", "1", "--eval-every", "0"]
+    cluster.on_node("n2", "mount", "--bind", metadata, theirs)
+    try:
+        cluster.ask("elemdist", "launch", *words, *more, "--preflight", "quick")
+        wait_for(lambda: newest_ends(run), "its end", 180)
+    finally:
+        cluster.on_node("n2", "umount", theirs)
+    log = cluster.ask("elemdist", "logs", run, "--job")
+    assert "preflight: n2 is not fit: its numpy is 0.1, that of others" in log
+    assert "attempt 1 on n1, n3" in log
+    everything_ended(cluster)
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (["--slurm.partition", "mian"], ["the cluster has no 'mian'; did you mean 'main'?"]),
+        (["--nodes", "3", "--spare-nodes", "1"], ["4 are asked for", "can have 3"]),
+        (["--slurm.time", "2-0"], ["more than the limit of partition main, 1-00:00:00", "--links"]),
+        (["--slurm.options", '["--no-such-option"]'], ["sbatch: ", "no-such-option"]),
+        (["--links", "2", "--sweep", "configs/tiny.yaml"], ["links: "]),
+    ],
+)
+def test_what_the_cluster_cannot_run_is_one_line(words, messages, cluster, packed, tmp_path):
+    run = [*TINY, *ONE, "--data.train", packed / "train", "--run-dir", tmp_path / "run"]
+    expect_user_error(cluster.command("elemdist", "launch", *run, *words), *messages)
+    assert not cluster.ask("squeue", "-h")
+
+
+def test_a_cluster_that_cannot_be_reached_is_one_line(cluster, packed, tmp_path):
+    run = [*TINY, *ONE, "--data.train", packed / "train", "--run-dir", tmp_path / "run"]
+    done = cluster.command("elemdist", "launch", *run, SLURM_CONF="/nowhere")
+    expect_user_error(done, "reaches no SLURM from here", "SLURM_CONF", "--local")
