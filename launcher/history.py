@@ -19,22 +19,27 @@ def done_at(run_dir: Path, steps: int) -> int | None:
 
 
 def ends_of(run_dir: Path) -> list[End]:
-    """How the attempts since the run was last launched ended, the oldest first; those that could
-    not say it count as a lost node, which takes the whole job with it."""
+    """How the attempts since the run was last launched ended, the oldest first."""
     first = launched_before(run_dir) + 1
-    attempts = [Attempt(run_dir, number) for number in numbers(run_dir) if number >= first]
+    found = [End.of(Attempt(run_dir, n).read("end")) for n in numbers(run_dir) if n >= first]
+    return [end for end in found if end is not None]
+
+
+def note_lost(run_dir: Path) -> None:
+    """Writes down the end of a launcher's attempts that could not: it took their whole job with
+    it, as the loss of a node does. For who is about to begin another one."""
+    attempts = [Attempt(run_dir, number) for number in numbers(run_dir)]
     begins = [attempt.read("begin") for attempt in attempts]
     # The newest checkpoint at the end of each was that at the begin of the next.
     afters = [int(begin.get("before", 0)) for begin in begins[1:]] + [newest_step(run_dir)]
-    found = []
     for attempt, begin, after in zip(attempts, begins, afters, strict=True):
-        end = End.of(attempt.read("end"))
-        if end is None and "before" in begin:  # without: it was not a launcher's
-            asked, before = attempt.asked_to_stop(), int(begin["before"])
-            code = EXIT_STOPPED if asked and after > before else EXIT_LOST
-            end = End(code, "node", "its job ended at once", before, after, after, asked)
-        found += [end] if end is not None else []
-    return found
+        if "before" not in begin or End.of(attempt.read("end")) is not None:
+            continue
+        asked, before = attempt.asked_to_stop(), int(begin["before"])
+        saved = asked is not None and after > before
+        code, kind = (EXIT_STOPPED, "stopped") if saved else (EXIT_LOST, "node")
+        end = End(code, kind, "its job ended at once", before, after, after, asked)
+        attempt.write("end", vars(end) | {"job": begin.get("job", "")})
 
 
 def launched_before(run_dir: Path) -> int:

@@ -33,7 +33,7 @@ from elemdist.errors import (
 )
 from elemdist.stop import read_end
 from launcher.decide import End, Next, decide
-from launcher.history import done_at, ends_of, in_short, last_error, note_launch
+from launcher.history import done_at, ends_of, in_short, last_error, note_launch, note_lost
 from launcher.places import DEAD, Here, InJob, place_of
 from launcher.preflight import preflight, summary
 from launcher.progress import newest_step, steps_done
@@ -81,6 +81,7 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code of the whole: 0 only where the run is done."""
+        note_lost(self.run_dir)
         with self.listening():
             while True:
                 end = self.attempt()
@@ -121,6 +122,7 @@ class Supervisor:
         say(f"attempt {attempt.number} on {', '.join(nodes)}, from step {before}")
         process = place.start(attempt, nodes)
         code = self.wait(process, attempt, nodes)
+        attempt.check()  # one that woke up has nothing to say any more
         end = self.judge(attempt, nodes, code, before)
         attempt.write("end", vars(end) | {"nodes": nodes, "job": place.job})
         say(f"attempt {attempt.number} ended after step {end.step}: {end.reason}")
