@@ -31,8 +31,8 @@ def note_lost(run_dir: Path) -> None:
     attempts = [Attempt(run_dir, number) for number in numbers(run_dir)]
     begins = [attempt.read("begin") for attempt in attempts]
     # The newest checkpoint at the end of each was that at the begin of the next.
-    afters = [int(begin.get("before", 0)) for begin in begins[1:]] + [newest_step(run_dir)]
-    for attempt, begin, after in zip(attempts, begins, afters, strict=True):
+    afters = [int(begin.get("before", 0)) for begin in begins] + [newest_step(run_dir)]
+    for attempt, begin, after in zip(attempts, begins, afters[1:], strict=True):
         if "before" not in begin or End.of(attempt.read("end")) is not None:
             continue
         asked, before = attempt.asked_to_stop(), int(begin["before"])

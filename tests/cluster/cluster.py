@@ -214,11 +214,16 @@ class Cluster:
         subprocess.run(["umount", "--lazy", self.small], check=False)
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
-    """Waits until condition() holds."""
+def wait_for(
+    condition: Callable[[], object],
+    what: str,
+    timeout_s: float = WAIT_S,
+    log: Callable[[], str] = str,
+) -> None:
+    """Waits until condition() holds; log() is shown where it does not."""
     end = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, f"waited {timeout_s:.0f} s for {what}"
+        assert time.monotonic() < end, f"waited {timeout_s:.0f} s for {what}\n{log()}"
         time.sleep(0.2)
 
 

@@ -66,7 +66,7 @@ class Run:
 
     def wait_for_step(self, step: int) -> None:
         """Until a checkpoint of that step, or of a later one, is there."""
-        wait_for(lambda: newest_step(self.run) >= step, f"step {step}\n{self.log()}", LONG_S)
+        wait_for(lambda: newest_step(self.run) >= step, f"step {step}", LONG_S, self.log)
 
     def job(self) -> str:
         return (self.run / "launch" / "jobs").read_text().split()[-1]
@@ -113,7 +113,8 @@ class Run:
             end = read_end(self.run)
             return end is not None and end["state"] == "done" and end["step"] == STEPS
 
-        wait_for(done, f"the end of the run\n{self.log()}", LONG_S)
+        wait_for(lambda: done() or not self.in_queue(), "the end of the run", LONG_S, self.log)
+        assert done(), self.log()
         wait_for(lambda: not self.in_queue(), "the end of its jobs", 120)
         same_run(self.run, self.undisturbed, STEPS)
         assert len(numbers(self.run)) == attempts, self.log()
@@ -125,11 +126,11 @@ class Run:
         attempt = numbers(self.run)[-1] + 1
         yield
         since_s = time.monotonic()
-        wait_for(lambda: numbers(self.run)[-1] == attempt, f"another attempt\n{self.log()}", LONG_S)
+        wait_for(lambda: numbers(self.run)[-1] == attempt, "another attempt", LONG_S, self.log)
         done, begun = last_figures(self.run)["step"], Attempt(self.run, attempt).read("begin")
         wait_for(
             lambda: steps_done(self.run, begun["time_s"]) > begun["before"],
-            f"another step\n{self.log()}", LONG_S,
+            "another step", LONG_S, self.log,
         )  # fmt: skip
         RECOVERIES.append((what, done - begun["before"], time.monotonic() - since_s))
 
