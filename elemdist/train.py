@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 
 from elemdist import checkpoint
+from elemdist.attempts import VARIABLE
 from elemdist.batch import Batch
 from elemdist.commandline import parse
 from elemdist.communication import Meter
@@ -48,6 +49,7 @@ from elemdist.passes import Pass, passes_of
 from elemdist.reports import evaluate_now, report
 from elemdist.run_folder import public_settings
 from elemdist.sequence_parallel import once
+from elemdist.slurm_ranks import in_step
 from elemdist.start_up import Session
 from elemdist.step import train_step
 from elemdist.stop import StopRequest, how_it_ended, write_end
@@ -294,7 +296,9 @@ def main(argv: list[str]) -> int:
     # deepspeed's launcher adds --local_rank; the environment says it too.
     argv = [word for word in argv if not word.startswith("--local_rank=")]
     try:
-        return run(parse(TrainSettings, argv, "elemdist train"))
+        code = run(parse(TrainSettings, argv, "elemdist train"))
+        # srun would end the others at the first that fails; its launcher reads RUN/end.json.
+        return 0 if code == EXIT_STOPPED and VARIABLE in os.environ and in_step() else code
     except UserError as error:  # before the ranks have met, on each of them
         if os.environ.get("RANK", "0") == "0":
             print(f"elemdist train: error: {error}", file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from tests.conftest import ELEMDIST, REPOSITORY
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "nsenter")
 NODES = ("n1", "n2", "n3")
 WAIT_S = 60
+HOLD_S = 15  # for which SLURM holds what was requeued, and one second more; 120 unless told
 SMALL_BYTES = 6_000_000  # of a disk that fills up
 
 CONFIGURATION = """
@@ -29,7 +30,7 @@ SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire={hold_s}
 CryptoType=crypto/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -83,7 +84,7 @@ class Cluster:
         nodes = "\n".join(f"NodeName={name} {host} Port={port}" for name, port in pairs)
         for name in ("state", *(f"{kind}-{node}" for kind in ("spool", "tmp") for node in NODES)):
             (self.folder / name).mkdir()
-        text = CONFIGURATION.format(folder=self.folder, ports=ports, nodes=nodes)
+        text = CONFIGURATION.format(folder=self.folder, ports=ports, nodes=nodes, hold_s=HOLD_S)
         self.configuration.write_text(text)
         (self.folder / "munge.key").write_bytes(os.urandom(1024))
         (self.folder / "munge.key").chmod(0o400)

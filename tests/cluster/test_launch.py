@@ -68,6 +68,11 @@ class Run:
         """Until a checkpoint of that step, or of a later one, is there."""
         wait_for(lambda: newest_step(self.run) >= step, f"step {step}", LONG_S, self.log)
 
+    def wait_for_figures(self, step: int) -> None:
+        """Until that step is done, between two checkpoints."""
+        done = lambda: last_figures(self.run).get("step", 0) >= step  # noqa: E731
+        wait_for(done, f"step {step}", LONG_S, self.log)
+
     def job(self) -> str:
         return (self.run / "launch" / "jobs").read_text().split()[-1]
 
@@ -124,8 +129,9 @@ class Run:
     def failing(self, what: str) -> Iterator[None]:
         """Something happens in here that ends an attempt; what it costs goes into the table."""
         attempt = numbers(self.run)[-1] + 1
+        self.failed_s = 0.0  # when it happened; 0: at the end of the block
         yield
-        since_s = time.monotonic()
+        since_s = self.failed_s or time.monotonic()
         wait_for(lambda: numbers(self.run)[-1] == attempt, "another attempt", LONG_S, self.log)
         done, begun = last_figures(self.run)["step"], Attempt(self.run, attempt).read("begin")
         wait_for(
@@ -189,7 +195,7 @@ def test_a_plain_sbatch_of_the_script(run):
 
 def test_a_rank_is_killed(run):
     run.launch()
-    run.wait_for_step(20)
+    run.wait_for_figures(25)
     with run.failing("a rank is killed"):
         os.kill(run.ranks("n2")[0], signal.SIGKILL)
     run.finish(2, "lost rank")
@@ -209,7 +215,7 @@ def test_the_time_limit_comes_in_the_middle_and_the_next_link_goes_on(run):
 
 def test_a_hang(run):
     run.launch("--guard.stall-s", "15")
-    run.wait_for_step(20)
+    run.wait_for_figures(25)
     with run.failing("a rank hangs (guard.stall_s 15)"):
         os.kill(run.ranks("n2")[1], signal.SIGSTOP)
     run.finish(2, "hang")
@@ -268,8 +274,9 @@ def test_preemption_by_a_higher_partition(run, cluster):
 
 def test_a_node_dies_and_returns(run, cluster):
     run.launch()
-    run.wait_for_step(20)
+    run.wait_for_figures(25)
     with run.failing("a node dies, and returns"):
+        run.failed_s = time.monotonic()
         cluster.kill_node("n2")
         down = lambda: "n2 down" in cluster.ask("sinfo", "-N", "-h", "-o", "%N %T")  # noqa: E731
         wait_for(down, "its loss", 90)
@@ -279,7 +286,7 @@ def test_a_node_dies_and_returns(run, cluster):
 
 def test_a_spare_node_takes_the_place_of_one_that_died(run, cluster):
     run.launch("--spare-nodes", "1")
-    run.wait_for_step(20)
+    run.wait_for_figures(25)
     try:
         with run.failing("a node dies, with a spare"):
             cluster.kill_node("n2")
