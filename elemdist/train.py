@@ -49,7 +49,6 @@ from elemdist.passes import Pass, passes_of
 from elemdist.reports import evaluate_now, report
 from elemdist.run_folder import public_settings
 from elemdist.sequence_parallel import once
-from elemdist.slurm_ranks import in_step
 from elemdist.start_up import Session
 from elemdist.step import train_step
 from elemdist.stop import StopRequest, how_it_ended, write_end
@@ -298,7 +297,8 @@ def main(argv: list[str]) -> int:
     try:
         code = run(parse(TrainSettings, argv, "elemdist train"))
         # srun would end the others at the first that fails; its launcher reads RUN/end.json.
-        return 0 if code == EXIT_STOPPED and VARIABLE in os.environ and in_step() else code
+        launched = VARIABLE in os.environ and "SLURM_STEP_ID" in os.environ
+        return 0 if launched and code == EXIT_STOPPED else code
     except UserError as error:  # before the ranks have met, on each of them
         if os.environ.get("RANK", "0") == "0":
             print(f"elemdist train: error: {error}", file=sys.stderr, flush=True)
