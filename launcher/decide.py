@@ -72,6 +72,8 @@ def decide(ends: Sequence[End], retry: RetrySettings) -> tuple[Next, str]:
     if last.code == EXIT_STOPPED:
         if last.asked == CANCELLED:
             return "stopped", "cancelled, with a checkpoint"
+        if (count := without_progress(ends)) >= retry.without_progress:
+            return "give up", f"{count} jobs in a row had no time for a step (slurm.time)"
         return "queue", last.reason
     if last.asked == CANCELLED:
         return "stopped", f"cancelled, without a checkpoint: {last.reason}"
@@ -90,15 +92,17 @@ def decide(ends: Sequence[End], retry: RetrySettings) -> tuple[Next, str]:
 
 
 CANCELLED = "elemdist cancel"
+TIME_LIMIT = "the time limit of the job"
 
 
 def without_progress(ends: Sequence[End]) -> int:
-    """How many of the last attempts failed in a row and brought no new checkpoint."""
+    """How many of the last attempts in a row failed, or came to their time limit, and brought no
+    new checkpoint. Those that were preempted or requeued do not count."""
     count = 0
     for end in reversed(ends):
-        if not is_failure(end) or end.after > end.before:
+        if end.after > end.before:
             break
-        count += 1
+        count += is_failure(end) or end.asked == TIME_LIMIT
     return count
 
 

@@ -16,6 +16,7 @@ import dataclasses
 import fcntl
 import math
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,15 +26,12 @@ from elemdist.errors import UserError
 from elemdist.units import duration
 from launcher import slurm
 from launcher.history import done_at, note_launch
-from launcher.places import shown
 from launcher.progress import newest_step
 from launcher.run_jobs import job_name, jobs_of, note_jobs
 from launcher.settings import LaunchSettings, as_recipe, read, seconds, train_recipe
+from launcher.submission import command, sbatch_words, setup_text, variables_of
 from launcher.supervise import prepare
 from launcher.supervise import run as supervise
-
-HOME = Path(__file__).resolve().parent.parent
-SCRIPT = HOME / "slurm" / "train.sbatch"
 
 
 def run(argv: list[str], description: str | None) -> int:
@@ -138,58 +136,6 @@ def say_submitted(run_dir: Path, numbers: Sequence[str]) -> None:
     print(f"{run_dir}: {begins} as job {', '.join(numbers)}; elemdist status {run_dir} follows it")
 
 
-def sbatch_words(settings: LaunchSettings, run_dir: Path, name: str) -> list[str]:
-    """The arguments of sbatch: the options, which win over those in the script, and the script."""
-    recipe = run_dir / "launch" / "launch.yaml"
-    log = run_dir / "launch" / "job-%j.log"
-    only = ["--dependency=singleton"]  # so that links of a chain follow each other
-    return [f"--job-name={name}", *only, *resources(settings, str(log)), str(SCRIPT), str(recipe)]
-
-
-def resources(settings: LaunchSettings, log: str) -> list[str]:
-    """The options of sbatch that say what a job of the run needs."""
-    chosen = settings.slurm
-    words = [
-        f"--chdir={HOME}", "--export=ALL",
-        f"--nodes={settings.nodes + settings.spare_nodes}",
-        f"--ntasks-per-node={settings.per_node}", f"--time={chosen.time}",
-        f"--signal=B:USR2@{chosen.save_s}", f"--output={log}", "--open-mode=append", "--requeue",
-    ]  # fmt: skip
-    if settings.spare_nodes:
-        words.append("--no-kill")
-    if chosen.gpus and settings.device != "cpu":
-        words.append(f"--gpus-per-node={settings.gpus_per_node}")
-    for option, value in [
-        ("partition", chosen.partition),
-        ("account", chosen.account),
-        ("qos", chosen.qos),
-        ("mem", chosen.memory),
-        ("constraint", chosen.constraint),
-        ("exclude", chosen.exclude),
-        ("cpus-per-task", chosen.cpus_per_rank or None),
-    ]:
-        if value is not None:
-            words.append(f"--{option}={value}")
-    return [*words, *chosen.options]
-
-
-def variables_of(folder: Path) -> dict[str, str]:
-    """What the script is told, with the setup.sh of this folder: --export could not say a path with
-    a comma."""
-    setup = str(folder / "setup.sh")
-    return {"ELEMDIST_LAUNCHED": "1", "ELEMDIST_HOME": str(HOME), "ELEMDIST_SETUP": setup}
-
-
-def command(variables: dict[str, str], words: Sequence[str]) -> str:
-    """The submission as a line for a shell."""
-    pairs = [f"{name}={value}" for name, value in variables.items()]
-    return shown(["env", *pairs, "sbatch", "--parsable", *words])
-
-
-def setup_text(settings: LaunchSettings) -> str:
-    return "".join(f"{line}\n" for line in ["# slurm.setup", *settings.slurm.setup])
-
-
 def told(settings: LaunchSettings) -> list[str]:
     """What --dry-run prints."""
     run_dir = Path(settings.run_dir or "")
@@ -198,7 +144,7 @@ def told(settings: LaunchSettings) -> list[str]:
     lines += [f"# {run_dir}/launch/recipe.yaml, for the ranks", train_recipe(settings).rstrip()]
     if settings.local:
         recipe = run_dir / "launch" / "launch.yaml"
-        return [*lines, "# here:", shown(["elemdist", "supervise", str(recipe)])]
+        return [*lines, "# here:", shlex.join(["elemdist", "supervise", str(recipe)])]
     lines += [f"# {run_dir}/launch/setup.sh", setup_text(settings).rstrip()]
     words = sbatch_words(settings, run_dir, job_name(run_dir))
     times = f", {settings.links} times" if settings.links > 1 else ""

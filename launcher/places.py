@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,7 +16,9 @@ from elemdist.attempts import VARIABLE, Attempt
 from elemdist.errors import UserError
 from elemdist.slurm_ranks import address_of, host_names, port_of, tasks_per_node
 from launcher import slurm
+from launcher.run_jobs import job_name, note_jobs
 from launcher.settings import LaunchSettings
+from launcher.submission import sbatch_words, variables_of
 
 TRAIN = Path(__file__).resolve().parent.parent / "elemdist" / "train.py"
 # Words in the state of a node that no rank should be started on; a * behind it means that the node
@@ -73,11 +75,8 @@ class Here:
         """Whether another attempt has nodes enough."""
         return True
 
-    def avoid(self, nodes: list[str]) -> None:
-        """Has later jobs of the run go without these nodes."""
-
-    def back_into_queue(self) -> None:
-        """Has somebody else go on with the run, later."""
+    def back_into_queue(self, without: Sequence[str] = ()) -> None:
+        """Has somebody else go on with the run, later, and on other nodes than these."""
 
     def finish(self) -> None:
         """The run needs no more jobs."""
@@ -165,16 +164,30 @@ class InJob(Here):
     def enough_nodes(self, bad: set[str]) -> bool:
         return len(set(self.all_nodes) - bad) >= self.settings.nodes
 
-    def avoid(self, nodes: list[str]) -> None:
-        if nodes:
-            old = slurm.show("job", self.job).get("ExcNodeList", "")
-            names = [*nodes, old] if old and old != "(null)" else nodes
-            for job in [self.job, *(other.id for other in self.others())]:
-                slurm.call("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(names)}")
+    def back_into_queue(self, without: Sequence[str] = ()) -> None:
+        others = self.others()
+        for job in others if without else []:
+            names = f"ExcNodeList={self.excluded(without)}"
+            slurm.call("scontrol", "update", f"JobId={job.id}", names)
+        if others:
+            return
+        if without and self.name == job_name(self.run_dir):
+            self.submit_again(without)  # a job that has begun cannot be told
+        else:
+            done = slurm.call("scontrol", "requeue", self.job)
+            if done.returncode and "pending" not in done.stderr:  # where an admin has done so
+                raise UserError(f"scontrol requeue: {slurm.one_line(done.stderr)}")
 
-    def back_into_queue(self) -> None:
-        if not self.others():
-            slurm.ask("scontrol", "requeue", self.job)
+    def excluded(self, without: Sequence[str]) -> str:
+        """All nodes that the run is not to have."""
+        return ",".join(filter(None, [self.settings.slurm.exclude, *without]))
+
+    def submit_again(self, without: Sequence[str]) -> None:
+        """Submits the run as it was launched, to begin elsewhere when this job has ended."""
+        chosen = replace(self.settings.slurm, exclude=self.excluded(without))
+        words = sbatch_words(replace(self.settings, slurm=chosen), self.run_dir, self.name)
+        number = slurm.submit(words, variables_of(self.run_dir / "launch"))
+        note_jobs(self.run_dir, [number])
 
     def finish(self) -> None:
         waiting = [job.id for job in self.others() if job.state == "PENDING"]
@@ -207,11 +220,6 @@ def in_container(settings: LaunchSettings, run_dir: Path, words: list[str]) -> l
         flags = ["--nv"] if settings.device != "cpu" else []
         return ["apptainer", "exec", *flags, *binds, str(chosen.image), "python3", *words[1:]]
     return words
-
-
-def shown(words: list[str]) -> str:
-    """A command as a shell would take it."""
-    return shlex.join(words)
 
 
 def place_of(settings: LaunchSettings, run_dir: Path, recipe: Path) -> Here:

@@ -32,7 +32,7 @@ from elemdist.errors import (
     UserError,
 )
 from elemdist.stop import read_end
-from launcher.decide import End, Next, decide
+from launcher.decide import TIME_LIMIT, End, Next, decide
 from launcher.history import done_at, ends_of, in_short, last_error, note_launch, note_lost
 from launcher.places import DEAD, Here, InJob, place_of
 from launcher.preflight import preflight, summary
@@ -40,7 +40,7 @@ from launcher.progress import newest_step, steps_done
 from launcher.settings import LaunchSettings, as_recipe, read, train_recipe
 
 SIGNALS = {
-    signal.SIGUSR2: "the time limit of the job",
+    signal.SIGUSR2: TIME_LIMIT,
     signal.SIGTERM: "SIGTERM: the job is preempted, requeued or cancelled",
     signal.SIGINT: "Ctrl-C",
 }
@@ -94,7 +94,6 @@ class Supervisor:
                     continue
                 if action == "again":
                     say("too few nodes of this job are left: back into the queue")
-                    self.place.avoid(list(self.unfit))
                     action = "queue"
                     end = dataclasses.replace(end, asked="too few nodes")
                 return self.leave(action, end)
@@ -217,7 +216,7 @@ class Supervisor:
                 # The ranks were asked by SLURM itself, which is about to end this job and to
                 # put it back into the queue.
                 time.sleep(KILLED_S)
-            self.place.back_into_queue()
+            self.place.back_into_queue(sorted(self.unfit))
             return EXIT_STOPPED
         self.place.finish()
         return end.code

@@ -21,25 +21,21 @@ from elemdist.commandline import flatten, leaf_types, read_yaml
 from elemdist.errors import UserError
 from launcher import slurm
 from launcher.launch import (
-    SCRIPT,
     check_cluster,
     check_fit,
     check_writable,
-    command,
     complete,
     is_done,
     is_queued,
     launch,
     locked,
-    resources,
     say_submitted,
-    setup_text,
     unchecked,
-    variables_of,
     write_launch,
 )
 from launcher.run_jobs import job_name, note_jobs
 from launcher.settings import LaunchSettings, as_recipe, read
+from launcher.submission import SCRIPT, command, resources, setup_text, variables_of
 
 # An array asks for the same of SLURM for all of its tasks, and is one launch.
 SHARED = (

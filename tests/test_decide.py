@@ -14,7 +14,7 @@ from elemdist.errors import (
     EXIT_SUPERSEDED,
     EXIT_USER_ERROR,
 )
-from launcher.decide import CANCELLED, End, decide
+from launcher.decide import CANCELLED, TIME_LIMIT, End, decide
 from launcher.settings import RetrySettings
 
 KINDS = {0: "done", EXIT_LOST: "lost rank", EXIT_STALLED: "hang", EXIT_BUG: "crash"}
@@ -47,7 +47,7 @@ def test_a_failure_is_begun_again(code):
 
 
 def test_asked_to_stop():
-    limit = "the time limit of the job"
+    limit = TIME_LIMIT
     assert action(end(EXIT_STOPPED, 0, 20, asked=limit)) == "queue"
     assert action(end(EXIT_STOPPED, 0, 20)) == "queue", "SLURM asked the ranks itself"
     assert action(end(EXIT_STOPPED, 0, 20, asked=CANCELLED)) == "stopped"
@@ -62,6 +62,17 @@ def test_three_attempts_without_a_new_checkpoint_are_enough():
     assert action(*lost[:2], end(EXIT_LOST, 20, 40, 44)) == "again", "there was progress"
     assert action(end(EXIT_STOPPED, 20, 20), *lost[:2]) == "again", "a stop is no failure"
     assert action(*lost, without_progress=4) == "again"
+
+
+def test_a_time_limit_that_leaves_no_time_for_a_step_is_not_waited_for_forever():
+    limit = end(EXIT_STOPPED, 20, 20, asked=TIME_LIMIT)
+    preempted = end(EXIT_STOPPED, 20, 20, asked="SIGTERM")
+    assert action(limit, limit) == "queue"
+    assert action(limit, preempted, limit) == "queue", "preemption does not count"
+    assert action(limit, preempted, limit, limit) == "give up"
+    assert action(*[preempted] * 9) == "queue"
+    assert action(limit, end(EXIT_STOPPED, 20, 21, asked=TIME_LIMIT), limit, limit) == "queue"
+    assert "slurm.time" in decide([limit] * 3, RetrySettings())[1]
 
 
 def test_the_same_failure_at_the_same_step_twice_is_enough():

@@ -202,11 +202,11 @@ def test_a_rank_is_killed(run):
 
 
 def test_the_time_limit_comes_in_the_middle_and_the_next_link_goes_on(run):
-    run.launch("--links", "2", "--slurm.time", "2:00", "--slurm.save-s", "60")
+    run.launch("--links", "2", "--slurm.time", "3:00", "--slurm.save-s", "60")
     run.wait_for_step(20)
     stopped = Attempt(run.run, 1).folder / "stop"
     with run.failing("the time limit, with another link"), run.standing_still():
-        wait_for(stopped.exists, "the signal before the time limit", 150)
+        wait_for(stopped.exists, "the signal before the time limit", 180)
     run.finish(2, "stopped")
     end = Attempt(run.run, 1).read("end")
     assert end["asked"] == "the time limit of the job"
@@ -250,13 +250,13 @@ def test_two_runs_at_once_one_requeued_by_an_admin_one_by_its_time_limit(
     """On shared nodes. SLURM holds what was requeued for two minutes, so they wait together."""
     other = Run(cluster, packed, tmp_path / "other", undisturbed)
     run.launch()
-    other.launch("--slurm.time", "2:00", "--slurm.save-s", "60")
+    other.launch("--slurm.time", "3:00", "--slurm.save-s", "60")
     run.wait_for_step(10)
     with run.failing("requeued by an admin"):
         cluster.ask("scontrol", "requeue", run.job())
         other.wait_for_step(10)
         with other.failing("the time limit, without another link"), other.standing_still():
-            wait_for((Attempt(other.run, 1).folder / "stop").exists, "the signal", 150)
+            wait_for((Attempt(other.run, 1).folder / "stop").exists, "the signal", 180)
     run.finish(2, "stopped")
     other.finish(2, "stopped")
 

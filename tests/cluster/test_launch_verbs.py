@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from elemdist.attempts import numbers
+from elemdist.attempts import Attempt, numbers
 from elemdist.stop import read_end
 from launcher.progress import newest_step
 from tests.cluster.cluster import NODES, Cluster, wait_for
@@ -91,6 +91,26 @@ def test_a_bad_node_is_named_and_replaced_by_the_spare(cluster, packed, tmp_path
     log = cluster.ask("elemdist", "logs", run, "--job")
     assert "preflight: n2 is not fit: its numpy is 0.1, that of others" in log
     assert "attempt 1 on n1, n3" in log
+    everything_ended(cluster)
+
+
+def test_a_bad_node_without_a_spare_is_not_asked_for_again(cluster, packed, tmp_path):
+    """Its file system for the run cannot be written."""
+    run = tmp_path / "run"
+    run.mkdir()
+    words = [*TINY, "--data.train", packed / "train", "--steps", "3", "--run-dir", run]
+    more = ["--nodes", "2", "--ranks-per-node", "1", "--eval-every", "0", "--preflight", "quick"]
+    cluster.on_node("n2", "mount", "-t", "tmpfs", "-o", "ro", "tmpfs", run)
+    try:
+        cluster.ask("elemdist", "launch", *words, *more)
+        wait_for(lambda: newest_ends(run), "its end", 180)
+    finally:
+        cluster.on_node("n2", "umount", run)
+    first = Attempt(run, 1).read("end")
+    assert first["kind"] == "node"
+    assert "n2: " in first["reason"]
+    assert Attempt(run, 2).read("nodes")["nodes"] == ["n1", "n3"]
+    assert first["job"] != Attempt(run, 2).read("begin")["job"], "a job of its own, without n2"
     everything_ended(cluster)
 
 

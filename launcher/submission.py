@@ -1,0 +1,65 @@
+"""What is given to sbatch for a run: slurm/train.sbatch, as by hand, and options that win over its
+own."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.settings import LaunchSettings
+
+HOME = Path(__file__).resolve().parent.parent
+SCRIPT = HOME / "slurm" / "train.sbatch"
+
+
+def sbatch_words(settings: LaunchSettings, run_dir: Path, name: str) -> list[str]:
+    """The arguments of sbatch: the options, which win over those in the script, and the script."""
+    recipe = run_dir / "launch" / "launch.yaml"
+    log = run_dir / "launch" / "job-%j.log"
+    only = ["--dependency=singleton"]  # so that links of a chain follow each other
+    return [f"--job-name={name}", *only, *resources(settings, str(log)), str(SCRIPT), str(recipe)]
+
+
+def resources(settings: LaunchSettings, log: str) -> list[str]:
+    """The options of sbatch that say what a job of the run needs."""
+    chosen = settings.slurm
+    words = [
+        f"--chdir={HOME}", "--export=ALL",
+        f"--nodes={settings.nodes + settings.spare_nodes}",
+        f"--ntasks-per-node={settings.per_node}", f"--time={chosen.time}",
+        f"--signal=B:USR2@{chosen.save_s}", f"--output={log}", "--open-mode=append", "--requeue",
+    ]  # fmt: skip
+    if settings.spare_nodes:
+        words.append("--no-kill")
+    if chosen.gpus and settings.device != "cpu":
+        words.append(f"--gpus-per-node={settings.gpus_per_node}")
+    for option, value in [
+        ("partition", chosen.partition),
+        ("account", chosen.account),
+        ("qos", chosen.qos),
+        ("mem", chosen.memory),
+        ("constraint", chosen.constraint),
+        ("exclude", chosen.exclude),
+        ("cpus-per-task", chosen.cpus_per_rank or None),
+    ]:
+        if value is not None:
+            words.append(f"--{option}={value}")
+    return [*words, *chosen.options]
+
+
+def variables_of(folder: Path) -> dict[str, str]:
+    """What the script is told, with the setup.sh of this folder: --export could not say a path with
+    a comma."""
+    setup = str(folder / "setup.sh")
+    return {"ELEMDIST_LAUNCHED": "1", "ELEMDIST_HOME": str(HOME), "ELEMDIST_SETUP": setup}
+
+
+def command(variables: dict[str, str], words: Sequence[str]) -> str:
+    """The submission as a line for a shell."""
+    pairs = [f"{name}={value}" for name, value in variables.items()]
+    return shlex.join(["env", *pairs, "sbatch", "--parsable", *words])
+
+
+def setup_text(settings: LaunchSettings) -> str:
+    return "".join(f"{line}\n" for line in ["# slurm.setup", *settings.slurm.setup])
