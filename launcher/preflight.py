@@ -22,7 +22,7 @@ from elemdist.attempts import Attempt
 from elemdist.errors import UserError
 from elemdist.slurm_ranks import address_of, port_of
 from launcher.local import count_gpus
-from launcher.places import InJob, step_environment, variables
+from launcher.places import InJob, in_container, step_environment, variables
 from launcher.settings import LaunchSettings
 
 SCRIPT = Path(__file__).with_name("node_check.py")
@@ -45,10 +45,13 @@ def ask_nodes(
         path.unlink()  # of an earlier check in the same attempt
     gpus = place.settings.slurm.gpus and place.settings.device != "cpu"
     per_node = place.settings.per_node if gpus else 1
-    words = [
-        *place.step_words(nodes, per_node), "--kill-on-bad-exit=0", "--output=none",
+    check = [
         sys.executable, str(SCRIPT), str(folder), str(place.run_dir), address_of(nodes[0]),
         str(port), "1" if reduce else "0",
+    ]  # fmt: skip
+    words = [
+        *place.step_words(nodes, per_node), "--kill-on-bad-exit=0", "--output=none",
+        *in_container(place.settings, place.run_dir, check),
     ]  # fmt: skip
     environment = step_environment() | variables(place.settings)
     process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL)
