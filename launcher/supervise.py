@@ -107,8 +107,7 @@ class Supervisor:
         attempt = self.last = Attempt.begin(self.run_dir, facts, self.last)
         nodes = self.choose_nodes(attempt)
         if len(nodes) < self.settings.nodes:
-            told = ", ".join(f"{node}: {why}" for node, why in self.bad.items())
-            end = End(EXIT_LOST, "node", f"too few nodes are fit: {told}", before, before, before)
+            end = self.too_few(before)
             attempt.write("end", vars(end) | {"nodes": nodes, "job": place.job})
             return end
         self.take_signals()
@@ -126,6 +125,16 @@ class Supervisor:
         attempt.write("end", vars(end) | {"nodes": nodes, "job": place.job})
         say(f"attempt {attempt.number} ended after step {end.step}: {end.reason}")
         return end
+
+    def too_few(self, before: int) -> End:
+        """What it means that too few nodes are fit: what is wrong with all of them is not theirs,
+        as a full disk that they share."""
+        reasons = set(self.unfit.values())
+        if len(reasons) == 1 and len(self.unfit) == len(self.place.nodes()) > 1:
+            reason = f"no node is fit: {reasons.pop()}"
+            return End(EXIT_USER_ERROR, "mistake", reason, before, before, before)
+        told = ", ".join(f"{node}: {why}" for node, why in self.bad.items())
+        return End(EXIT_LOST, "node", f"too few nodes are fit: {told}", before, before, before)
 
     def choose_nodes(self, attempt: Attempt) -> list[str]:
         """Those of this attempt, of which every one is fit; fewer than needed where there are

@@ -114,6 +114,18 @@ def test_a_bad_node_without_a_spare_is_not_asked_for_again(cluster, packed, tmp_
     everything_ended(cluster)
 
 
+def test_a_disk_that_is_full_for_all_nodes_is_given_up_at_once(cluster, packed):
+    run = cluster.small / "full"  # too small for the test of writing
+    words = [*TINY, "--data.train", packed / "train", "--steps", "3", "--run-dir", run]
+    more = ["--nodes", "2", "--ranks-per-node", "1", "--preflight", "quick"]
+    cluster.ask("elemdist", "launch", *words, *more)
+    cluster.wait_until_empty(60)
+    assert numbers(run) == [1]
+    log = cluster.ask("elemdist", "logs", run, "--job")
+    assert "given up: no node is fit: the run folder cannot be written: " in log
+    assert "No space left on device" in cluster.ask("elemdist", "status", run)
+
+
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
