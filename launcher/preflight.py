@@ -30,6 +30,7 @@ TIMEOUT_S = 180.0
 SKEW_S = 5.0  # between two clocks; an answer may take that long, too
 LEAST_FREE_BYTES = 1 << 30
 LEAST_MEMORY_BYTES = 1 << 30
+RUN_FOLDER = "the run folder"  # begins what is wrong with that, which nodes share
 MOST_USED = 0.1  # of a GPU's memory, before a rank runs
 
 Report = dict[str, Any]
@@ -84,7 +85,7 @@ def problems(found: dict[str, Report], nodes: list[str], gpus: int) -> dict[str,
             else None
         ),
         lambda one: (
-            f"only {one['free_bytes'] / 1e9:.1f} GB are free in the run folder"
+            f"{RUN_FOLDER} has only {one['free_bytes'] / 1e9:.1f} GB free"
             if one.get("free_bytes", LEAST_FREE_BYTES) < LEAST_FREE_BYTES
             else None
         ),

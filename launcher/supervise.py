@@ -35,7 +35,7 @@ from elemdist.stop import read_end
 from launcher.decide import TIME_LIMIT, End, Next, decide
 from launcher.history import done_at, ends_of, in_short, last_error, note_launch, note_lost
 from launcher.places import DEAD, Here, InJob, place_of
-from launcher.preflight import preflight, summary
+from launcher.preflight import RUN_FOLDER, preflight, summary
 from launcher.progress import newest_step, steps_done
 from launcher.settings import LaunchSettings, as_recipe, read, train_recipe
 
@@ -130,8 +130,8 @@ class Supervisor:
         """What it means that too few nodes are fit: what is wrong with all of them is not theirs,
         as a full disk that they share."""
         reasons = set(self.unfit.values())
-        if len(reasons) == 1 and len(self.unfit) == len(self.place.nodes()) > 1:
-            reason = f"no node is fit: {reasons.pop()}"
+        if len(self.unfit) > 1 and all(reason.startswith(RUN_FOLDER) for reason in reasons):
+            reason = f"no node is fit: {min(reasons)}"
             return End(EXIT_USER_ERROR, "mistake", reason, before, before, before)
         told = ", ".join(f"{node}: {why}" for node, why in self.bad.items())
         return End(EXIT_LOST, "node", f"too few nodes are fit: {told}", before, before, before)

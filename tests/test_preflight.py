@@ -44,7 +44,7 @@ def test_nodes_that_are_alike_are_fit():
         ),
         ({"versions": {"torch": "2.13.0"}}, "its numpy is missing, that of others 2.3.0"),
         ({"time_s": 1060.0}, "its clock is +60 s off"),
-        ({"free_bytes": 1 << 20}, "only 0.0 GB are free in the run folder"),
+        ({"free_bytes": 1 << 20}, "the run folder has only 0.0 GB free"),
         ({"available_bytes": 1 << 20}, "only 0.0 GB of memory are free"),
         ({"gpus": [gpu(0)]}, "the driver shows 1 GPUs instead of 2"),
         ({"gpus": []}, "the driver shows 0 GPUs instead of 2"),

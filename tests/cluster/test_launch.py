@@ -66,7 +66,9 @@ class Run:
 
     def wait_for_step(self, step: int) -> None:
         """Until a checkpoint of that step, or of a later one, is there."""
-        wait_for(lambda: newest_step(self.run) >= step, f"step {step}", LONG_S, self.log)
+        done = lambda: newest_step(self.run) >= step  # noqa: E731
+        wait_for(lambda: done() or not self.in_queue(), f"step {step}", LONG_S, self.log)
+        assert done(), self.log()
 
     def wait_for_figures(self, step: int) -> None:
         """Until that step is done, between two checkpoints."""
