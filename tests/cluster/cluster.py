@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -116,22 +116,13 @@ class Cluster:
             TMPDIR=str(self.folder / f"tmp-{node}"),
         )  # fmt: skip
 
-    def kill_node(self, node: str) -> None:
-        """The node dies: its daemon, and all it has started, at once."""
+    def kill_node(self, node: str, but: Sequence[int] = ()) -> None:
+        """The node dies: its daemon, and all it has started, at once; these processes live on."""
         for number in [self._nodes[node].pid, *self.processes(node)]:
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
+            if number not in but:
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
         self._nodes[node].wait()
-
-    def silence_node(self, node: str) -> list[int]:
-        """The node hangs: its daemon is gone for SLURM, and its processes stand still; those."""
-        stopped = self.processes(node)
-        for number in stopped:
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGSTOP)
-        self._nodes[node].kill()
-        self._nodes[node].wait()
-        return stopped
 
     def processes(self, node: str) -> list[int]:
         """The processes of a node's jobs."""

@@ -325,12 +325,16 @@ def test_a_disk_that_is_full_while_saving(run, cluster, packed, undisturbed):
 
 
 def test_a_zombie_writer_is_refused(run, cluster):
-    """The node of rank 0 hangs; SLURM takes it for dead and the run goes on elsewhere. Then the
-    node wakes up, and its ranks with it."""
+    """SLURM loses the node of rank 0, whose ranks stand still, and the run goes on elsewhere. Then
+    they wake up."""
     run.launch()
-    run.wait_for_step(20)
-    sleepers = cluster.silence_node("n1")
+    run.wait_for_figures(25)
+    sleepers = run.ranks("n1")
+    for number in sleepers:
+        os.kill(number, signal.SIGSTOP)
     try:
+        with run.failing("the node of the batch script dies"):
+            cluster.kill_node("n1", but=sleepers)
         run.finish(2, "node")
         before = tree(run.run)
     finally:
