@@ -337,11 +337,16 @@ def test_a_zombie_writer_is_refused(run, cluster):
             cluster.kill_node("n1", but=sleepers)
         run.finish(2, "node")
         before = tree(run.run)
+        wake(sleepers)
+        wait_for(lambda: not cluster.processes("n1"), "the end of the zombies", 120)
+        assert tree(run.run) == before
     finally:
-        for number in sleepers:
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGCONT)
-    wait_for(lambda: not cluster.processes("n1"), "the end of the zombies", 120)
-    assert tree(run.run) == before
-    cluster.start_node("n1")
-    cluster.wait_for_idle_nodes()
+        wake(sleepers)
+        cluster.start_node("n1")
+        cluster.wait_for_idle_nodes()
+
+
+def wake(processes: list[int]) -> None:
+    for number in processes:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGCONT)
