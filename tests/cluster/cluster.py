@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from tests.conftest import ELEMDIST, REPOSITORY
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "nsenter")
 NODES = ("n1", "n2", "n3")
+GPUS = 2  # of a node
 WAIT_S = 60
 HOLD_S = 15  # for which SLURM holds what was requeued, and one second more; 120 unless told
 SMALL_BYTES = 6_000_000  # of a disk that fills up
@@ -52,6 +54,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerParameters=bf_interval=1,sched_interval=1
 MailProg=/bin/true
+GresTypes=gpu
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP PriorityTier=1 GraceTime=15
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
@@ -79,13 +82,18 @@ class Cluster:
     def start(self) -> None:
         """Starts all daemons, and waits until the nodes are idle."""
         ports = free_ports(len(NODES) + 1)
-        host = "NodeHostname=localhost NodeAddr=127.0.0.1 CPUs=8"
+        host = f"NodeHostname=localhost NodeAddr=127.0.0.1 CPUs=8 Gres=gpu:{GPUS}"
         pairs = zip(NODES, ports[1:], strict=True)
         nodes = "\n".join(f"NodeName={name} {host} Port={port}" for name, port in pairs)
         for name in ("state", *(f"{kind}-{node}" for kind in ("spool", "tmp") for node in NODES)):
             (self.folder / name).mkdir()
         text = CONFIGURATION.format(folder=self.folder, ports=ports, nodes=nodes, hold_s=HOLD_S)
         self.configuration.write_text(text)
+        for number in range(GPUS):  # devices that nobody drives: SLURM only counts them
+            os.mknod(self.folder / f"nvidia{number}", stat.S_IFCHR | 0o600, os.makedev(195, number))
+        (self.folder / "gres.conf").write_text(
+            f"NodeName={','.join(NODES)} Name=gpu File={self.folder}/nvidia[0-{GPUS - 1}]\n"
+        )
         (self.folder / "munge.key").write_bytes(os.urandom(1024))
         (self.folder / "munge.key").chmod(0o400)
         self.folder.chmod(0o755)

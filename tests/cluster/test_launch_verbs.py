@@ -75,6 +75,36 @@ def test_doctor_in_a_job_tells_of_every_node(cluster, tmp_path):
     everything_ended(cluster)
 
 
+def test_gpus_are_asked_for_by_node_and_each_rank_sees_all_of_its_node(cluster, packed, tmp_path):
+    """The devices are none, so the ranks compute on the CPU, and the preflight finds no driver."""
+    run = tmp_path / "run"
+    words = [*TINY, "--data.train", packed / "train", "--steps", "100000", "--run-dir", run]
+    words += ["--device", "auto", "--nodes", "2", "--gpus-per-node", "2", "--eval-every", "0"]
+    cluster.ask("elemdist", "launch", *words, "--preflight", "none")
+    wait_for(lambda: (run / "metrics.jsonl").exists(), "the first step", 180)
+    assert cluster.ask("squeue", "-h", "-o", "%b") == "gres:gpu:2"
+    for node in ("n1", "n2"):
+        found = map(environment_of, cluster.processes(node))
+        ranks = [one for one in found if "ELEMDIST_ATTEMPT" in one and "SLURM_LOCALID" in one]
+        assert {one["SLURM_LOCALID"] for one in ranks} == {"0", "1"}
+        assert {one["CUDA_VISIBLE_DEVICES"] for one in ranks} == {"0,1"}
+    cluster.ask("elemdist", "cancel", run)
+    cluster.ask("elemdist", "launch", *words, "--run-dir", tmp_path / "other")
+    cluster.wait_until_empty(120)
+    reason = "n1: the driver shows 0 GPUs instead of 2"
+    assert reason in cluster.ask("elemdist", "logs", tmp_path / "other", "--job")
+    everything_ended(cluster)
+
+
+def environment_of(process: int) -> dict[str, str]:
+    try:
+        data = Path(f"/proc/{process}/environ").read_bytes()
+    except OSError:
+        return {}
+    pairs = (entry.partition("=") for entry in data.decode("utf-8", "replace").split("\0"))
+    return {name: value for name, _, value in pairs}
+
+
 def test_a_bad_node_is_named_and_replaced_by_the_spare(cluster, packed, tmp_path):
     """It has another version of a package than the others."""
     run, metadata = tmp_path / "run", tmp_path / "METADATA"
