@@ -123,7 +123,8 @@ def reduce_together() -> float:
 
 
 def check(run_dir: Path, address: str, port: int, reduce: bool) -> dict[str, Any]:
-    """All of it; a key `problem` says what is wrong with this node."""
+    """All of it; a key `problem` says what is wrong with this node, `apart` why it could not meet
+    the others, which may be one of theirs."""
     rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
     local = int(os.environ["SLURM_LOCALID"])
     devices = gpus()
@@ -137,9 +138,11 @@ def check(run_dir: Path, address: str, port: int, reduce: bool) -> dict[str, Any
     }
     step = "the run folder cannot be written"
     try:
-        if local == 0:
-            found |= write_test(run_dir)
-        step = f"port {port} of {address} cannot be used"
+        found |= write_test(run_dir) if local == 0 else {}
+    except OSError as error:
+        found["problem"] = f"{step}: {one_line(error)}"  # and do not keep the others waiting
+    step = f"port {port} of {address} cannot be used"
+    try:
         meet(rank == 0, address, port, size - 1)
         if reduce:
             step = "the sum over all nodes failed"
@@ -149,8 +152,12 @@ def check(run_dir: Path, address: str, port: int, reduce: bool) -> dict[str, Any
             )  # fmt: skip
             found["reduce_gb_per_s"] = reduce_together()
     except Exception as error:  # whatever a broken driver raises
-        found["problem"] = f"{step}: {' '.join(str(error).split()) or type(error).__name__}"
+        found["apart"] = f"{step}: {one_line(error)}"
     return found
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def main(folder: str, run_dir: str, address: str, port: str, reduce: str) -> int:

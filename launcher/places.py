@@ -171,9 +171,7 @@ class InJob(Here):
             slurm.call("scontrol", "update", f"JobId={job.id}", names)
         if others:
             return
-        if without and self.name == job_name(self.run_dir):
-            self.submit_again(without)  # a job that has begun cannot be told
-        else:
+        if not (without and self.name == job_name(self.run_dir) and self.submit_again(without)):
             done = slurm.call("scontrol", "requeue", self.job)
             if done.returncode and "pending" not in done.stderr:  # where an admin has done so
                 raise UserError(f"scontrol requeue: {slurm.one_line(done.stderr)}")
@@ -182,12 +180,18 @@ class InJob(Here):
         """All nodes that the run is not to have."""
         return ",".join(filter(None, [self.settings.slurm.exclude, *without]))
 
-    def submit_again(self, without: Sequence[str]) -> None:
-        """Submits the run as it was launched, to begin elsewhere when this job has ended."""
+    def submit_again(self, without: Sequence[str]) -> bool:
+        """Submits the run as it was launched, to begin elsewhere when this job has ended: one that
+        has begun cannot be told to. Whether there are other nodes enough."""
         chosen = replace(self.settings.slurm, exclude=self.excluded(without))
         words = sbatch_words(replace(self.settings, slurm=chosen), self.run_dir, self.name)
-        number = slurm.submit(words, variables_of(self.run_dir / "launch"))
+        try:
+            number = slurm.submit(words, variables_of(self.run_dir / "launch"))
+        except UserError as error:
+            print(f"elemdist: no job without {', '.join(without)}: {error}", flush=True)
+            return False
         note_jobs(self.run_dir, [number])
+        return True
 
     def finish(self) -> None:
         waiting = [job.id for job in self.others() if job.state == "PENDING"]

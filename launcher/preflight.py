@@ -66,8 +66,7 @@ def ask_nodes(
     for path in sorted(folder.glob("*.json")):
         report = json.loads(path.read_text())
         node = found.setdefault(report["node"], report)
-        if "problem" in report:
-            node["problem"] = report["problem"]
+        node |= {key: report[key] for key in ("problem", "apart") if key in report}
     return found
 
 
@@ -101,7 +100,17 @@ def problems(found: dict[str, Report], nodes: list[str], gpus: int) -> dict[str,
         reason = next(filter(None, (check(report) for check in checks)), None)
         if reason is not None:
             wrong[node] = reason
-    return wrong
+    return wrong or apart(found, nodes)
+
+
+def apart(found: dict[str, Report], nodes: list[str]) -> dict[str, str]:
+    """Who is to blame where nodes that are well by themselves could not meet: those that could not
+    come to the first one; where none could, the first."""
+    told = {node: report["apart"] for node, report in found.items() if "apart" in report}
+    others = {node: reason for node, reason in told.items() if node != nodes[0]}
+    if others and len(others) < len(nodes) - 1:
+        return others
+    return {nodes[0]: next(iter(told.values()))} if told else {}
 
 
 def other_versions(report: Report, usual: dict[str, str]) -> str | None:

@@ -65,6 +65,20 @@ def test_a_node_that_is_not_fit_is_named_with_the_reason(more, reason):
     assert [line.split(":")[0] for line in lines if line.endswith(", fit")] == ["n1", "n3"]
 
 
+def met(*apart: str) -> dict[str, dict[str, Any]]:
+    """The answers where these nodes could not meet the others."""
+    return {node: answer(node, **({"apart": "no"} if node in apart else {})) for node in NODES}
+
+
+def test_who_is_to_blame_where_nodes_do_not_meet():
+    assert list(problems(met("n1", "n3"), NODES, 2)) == ["n3"], "n1 has waited for it"
+    assert list(problems(met("n1", "n2", "n3"), NODES, 2)) == ["n1"], "nobody comes to it"
+    assert list(problems(met("n2", "n3"), NODES, 2)) == ["n1"]
+    assert list(problems(met("n1"), NODES, 2)) == ["n1"]
+    silent = {node: report for node, report in met("n1", "n2").items() if node != "n3"}
+    assert list(problems(silent, NODES, 2)) == ["n3"], "for which all others have waited"
+
+
 def test_a_node_that_is_silent_is_named():
     wrong = problems({"n1": answer("n1"), "n3": answer("n3")}, NODES, 2)
     assert wrong == {"n2": "it does not answer"}
