@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import distribution, version
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from elemdist.attempts import Attempt, numbers
 from elemdist.stop import read_end
 from launcher.progress import newest_step
-from tests.cluster.cluster import NODES, Cluster, wait_for
+from tests.cluster.cluster import NODES, Cluster, free_ports, wait_for
 from tests.conftest import TINY, expect_user_error
 
 ONE = ["--nodes", "1", "--ranks-per-node", "1", "--preflight", "quick", "--eval-every", "0"]
@@ -172,7 +173,10 @@ def test_what_the_cluster_cannot_run_is_one_line(words, messages, cluster, packe
     assert not cluster.ask("squeue", "-h")
 
 
-def test_a_cluster_that_cannot_be_reached_is_one_line(cluster, packed, tmp_path):
+def test_a_cluster_that_does_not_answer_is_one_line(cluster, packed, tmp_path):
+    other = tmp_path / "slurm.conf"
+    port = f"SlurmctldPort={free_ports(1)[0]}"
+    other.write_text(re.sub(r"SlurmctldPort=\d+", port, cluster.configuration.read_text()))
     run = [*TINY, *ONE, "--data.train", packed / "train", "--run-dir", tmp_path / "run"]
-    done = cluster.command("elemdist", "launch", *run, SLURM_CONF="/nowhere")
+    done = cluster.command("elemdist", "launch", *run, SLURM_CONF=str(other))
     expect_user_error(done, "reaches no SLURM from here", "SLURM_CONF", "--local")
