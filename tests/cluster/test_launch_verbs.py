@@ -81,6 +81,7 @@ def test_gpus_are_asked_for_by_node_and_each_rank_sees_all_of_its_node(cluster, 
     run = tmp_path / "run"
     words = [*TINY, "--data.train", packed / "train", "--steps", "100000", "--run-dir", run]
     words += ["--device", "auto", "--nodes", "2", "--gpus-per-node", "2", "--eval-every", "0"]
+    words += ["--checkpoint-every", "0"]
     cluster.ask("elemdist", "launch", *words, "--preflight", "none")
     wait_for(lambda: (run / "metrics.jsonl").exists(), "the first step", 180)
     assert cluster.ask("squeue", "-h", "-o", "%b") == "gres:gpu:2"
@@ -89,7 +90,9 @@ def test_gpus_are_asked_for_by_node_and_each_rank_sees_all_of_its_node(cluster, 
         ranks = [one for one in found if "ELEMDIST_ATTEMPT" in one and "SLURM_LOCALID" in one]
         assert {one["SLURM_LOCALID"] for one in ranks} == {"0", "1"}
         assert {one["CUDA_VISIBLE_DEVICES"] for one in ranks} == {"0,1"}
-    cluster.ask("elemdist", "cancel", run)
+    out = cluster.ask("elemdist", "cancel", run, "--now")
+    assert "checkpoint of step 0" in out
+    assert "elemdist cancel" in cluster.ask("elemdist", "status", run)
     cluster.ask("elemdist", "launch", *words, "--run-dir", tmp_path / "other")
     cluster.wait_until_empty(120)
     reason = "n1: the driver shows 0 GPUs instead of 2"
