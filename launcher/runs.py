@@ -57,8 +57,10 @@ class CancelSettings:
 
 def the_run(name: str | None, verb: str) -> Path:
     """Raises UserError unless it is a run folder."""
-    if not name or not is_run(Path(name)):
-        raise UserError(f"{name or 'no run'}: no run folder; elemdist {verb} RUN")
+    if not name:
+        raise UserError(f"no run is named: elemdist {verb} RUN")
+    if not is_run(Path(name)):
+        raise UserError(f"{name}: no run folder; elemdist status FOLDER tells which there are")
     return Path(name)
 
 
@@ -113,7 +115,7 @@ def cancel(argv: list[str], description: str | None) -> int:
     """``elemdist cancel``; the exit code."""
     settings = parse(CancelSettings, argv, "elemdist cancel", "runs", description)
     if not settings.runs:
-        raise UserError("no run: elemdist cancel RUN")
+        raise UserError("no run is named: elemdist cancel RUN")
     found = {run: status_of(run) for run in run_folders(settings.runs)}
     alive = [run for run, one in found.items() if one.state in ("runs", "waits")]
     if not alive:
@@ -159,8 +161,9 @@ def interrupt(attempt: Attempt) -> None:
 def resume(argv: list[str], description: str | None) -> int:
     """``elemdist resume``; the exit code."""
     if not argv or argv[0].startswith("-"):
-        read(argv or ["--help"], "elemdist resume", description)
-        raise UserError("name a run folder: elemdist resume RUN [--nodes 3 ...]")
+        if argv:
+            read(argv, "elemdist resume RUN", description)  # for --help
+        raise UserError("no run is named: elemdist resume RUN [--nodes 3 ...]")
     run_dir = the_run(argv[0], "resume")
     recipe = run_dir / "launch" / "launch.yaml"
     if not recipe.exists():

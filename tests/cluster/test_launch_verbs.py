@@ -93,7 +93,9 @@ def test_gpus_are_asked_for_by_node_and_each_rank_sees_all_of_its_node(cluster, 
     out = cluster.ask("elemdist", "cancel", run, "--now")
     assert "checkpoint of step 0" in out
     assert "elemdist cancel" in cluster.ask("elemdist", "status", run)
-    cluster.ask("elemdist", "launch", *words, "--run-dir", tmp_path / "other")
+    cluster.ask(
+        "elemdist", "launch", *words, "--run-dir", tmp_path / "other", "--preflight", "quick"
+    )
     cluster.wait_until_empty(120)
     reason = "n1: the driver shows 0 GPUs instead of 2"
     assert reason in cluster.ask("elemdist", "logs", tmp_path / "other", "--job")
