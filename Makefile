@@ -8,6 +8,8 @@
 # TORCH="torch==2.11.0 torchvision==0.26.0" make setup     chooses the build of torch
 PYTHON ?= python3
 TORCH ?= torch==2.13.0 torchvision==0.28.0
+# They wait more than they compute: two at a time need about two cores.
+PROCESSES ?= 2
 BIN := .venv/bin
 
 .PHONY: setup demo test test-cluster lint format clean
@@ -39,7 +41,7 @@ demo: setup
 	$(BIN)/python -m elemdist.demo
 
 test: setup
-	$(BIN)/python -m pytest --ignore tests/cluster
+	$(BIN)/python -m pytest --ignore tests/cluster -n $(PROCESSES) --dist loadfile
 
 test-cluster: setup
 	tests/cluster/install.sh
