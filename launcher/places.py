@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,7 @@ from elemdist.attempts import VARIABLE, Attempt
 from elemdist.errors import UserError
 from elemdist.slurm_ranks import address_of, host_names, port_of, tasks_per_node
 from launcher import slurm
+from launcher.local import die_with_parent
 from launcher.run_jobs import job_name, note_jobs
 from launcher.settings import LaunchSettings
 from launcher.submission import sbatch_words, variables_of
@@ -60,6 +63,7 @@ class Here:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
 
     def end_now(self, process: Process) -> None:
@@ -145,11 +149,8 @@ class InJob(Here):
         }
 
     def start(self, attempt: Attempt, nodes: list[str]) -> Process:
-        return subprocess.Popen(
-            self.words(attempt, nodes),
-            env=step_environment() | self.environment(attempt, nodes),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
+        return start_srun(
+            self.words(attempt, nodes), step_environment() | self.environment(attempt, nodes)
         )
 
     def end_now(self, process: Process) -> None:
@@ -197,6 +198,18 @@ class InJob(Here):
         waiting = [job.id for job in self.others() if job.state == "PENDING"]
         if waiting:
             slurm.call("scancel", *waiting)
+
+
+def start_srun(words: list[str], environment: dict[str, str]) -> Process:
+    """It dies with this process: one that lived on would, a while later, end the step that has its
+    number when the job has been requeued."""
+    return subprocess.Popen(
+        words,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGKILL),
+    )
 
 
 def variables(settings: LaunchSettings) -> dict[str, str]:

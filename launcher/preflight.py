@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from elemdist.attempts import Attempt
 from elemdist.errors import UserError
 from elemdist.slurm_ranks import address_of, port_of
 from launcher.local import count_gpus
-from launcher.places import InJob, in_container, step_environment, variables
+from launcher.places import InJob, in_container, start_srun, step_environment, variables
 from launcher.settings import LaunchSettings
 
 SCRIPT = Path(__file__).with_name("node_check.py")
@@ -55,7 +54,7 @@ def ask_nodes(
         *in_container(place.settings, place.run_dir, check),
     ]  # fmt: skip
     environment = step_environment() | variables(place.settings)
-    process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL)
+    process = start_srun(words, environment)
     deadline = time.monotonic() + TIMEOUT_S
     found: dict[str, Report] = {}
     while process.poll() is None and time.monotonic() < deadline:
