@@ -137,13 +137,15 @@ def ask_to_end(run: Path, now: bool) -> None:
     if waiting := [job.id for job in jobs if job.state == "PENDING"]:
         slurm.call("scancel", *waiting)
     running = [job.id for job in jobs if job.state != "PENDING"]
-    if now and newest is not None and not running and newest.alive():
-        interrupt(newest)
-    elif newest is not None and (running or newest.alive()):
-        newest.ask_to_stop(CANCELLED)
     if now and running:
         slurm.call("scancel", "--signal=KILL", "--full", *running)
         slurm.call("scancel", *running)
+    if newest is None or not (running or newest.alive()):
+        return
+    if now and not running:
+        interrupt(newest)
+    else:  # with --now nobody is left to save; it says why the attempt ended
+        newest.ask_to_stop(CANCELLED)
 
 
 def interrupt(attempt: Attempt) -> None:

@@ -84,7 +84,8 @@ class Run:
         for number in self.cluster.processes(node):
             with suppress(OSError):
                 words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
-                if any(word.endswith(b"elemdist/train.py") for word in words[:3]):
+                rank = any(word.endswith(b"elemdist/train.py") for word in words[:3])
+                if rank and str(self.run).encode() in words:
                     found.append(number)
         return found
 
@@ -248,16 +249,17 @@ def test_cancel_with_a_checkpoint_that_is_damaged_and_resume_on_one_node_and_on_
 def test_two_runs_at_once_one_requeued_by_an_admin_one_by_its_time_limit(
     run, cluster, packed, tmp_path, undisturbed
 ):
-    """On shared nodes. SLURM holds what was requeued for two minutes, so they wait together."""
+    """On shared nodes; each stands still while it is the other's turn, else it would be done."""
     other = Run(cluster, packed, tmp_path / "other", undisturbed)
     run.launch()
     other.launch("--slurm.time", "3:00", "--slurm.save-s", "60")
     run.wait_for_step(10)
-    with run.failing("requeued by an admin"):
-        cluster.ask("scontrol", "requeue", run.job())
+    with run.standing_still():
         other.wait_for_step(10)
-        with other.failing("the time limit, without another link"), other.standing_still():
-            wait_for((Attempt(other.run, 1).folder / "stop").exists, "the signal", 180)
+    with other.failing("the time limit, without another link"), other.standing_still():
+        with run.failing("requeued by an admin"):
+            cluster.ask("scontrol", "requeue", run.job())
+        wait_for((Attempt(other.run, 1).folder / "stop").exists, "the signal", 180)
     run.finish(2, "stopped")
     other.finish(2, "stopped")
 
