@@ -66,6 +66,10 @@ class Here:
                 preexec_fn=partial(die_with_parent, os.getpid()),
             )
 
+    def answer(self, nodes: list[str], patience_s: float) -> bool:
+        """Whether all of these nodes run a command."""
+        return True
+
     def end_now(self, process: Process) -> None:
         """Ends the ranks without a checkpoint."""
         # All by name: what only loses its starter is asked to save.
@@ -152,6 +156,14 @@ class InJob(Here):
         return start_srun(
             self.words(attempt, nodes), step_environment() | self.environment(attempt, nodes)
         )
+
+    def answer(self, nodes: list[str], patience_s: float) -> bool:
+        process = start_srun([*self.step_words(nodes, 1), "--quiet", "true"], step_environment())
+        try:
+            return process.wait(patience_s) == 0
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            return False
 
     def end_now(self, process: Process) -> None:
         process.terminate()

@@ -209,7 +209,9 @@ class Supervisor:
         """Those of the attempt that are gone, where a lost rank may come of it: SLURM needs time
         to notice."""
         suspicious = said is None or said["state"] == "running" or said["code"] == EXIT_LOST
-        deadline = time.monotonic() + (SETTLE_S if suspicious and self.place.job else 0)
+        if suspicious and self.place.answer(nodes, SETTLE_S):
+            suspicious = False  # as where a rank was killed for its memory
+        deadline = time.monotonic() + (SETTLE_S if suspicious else 0)
         while True:
             found = {node: state for node, state in self.bad.items() if node in nodes}
             if found or time.monotonic() >= deadline:
