@@ -83,9 +83,9 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     return environment
 
 
-def die_with_parent(parent: int, by: int = signal.SIGTERM) -> None:
+def die_with_parent(parent: int) -> None:
     """In the child: have the kernel end it when this launcher dies, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(EXIT_LOST)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -71,8 +70,9 @@ class Here:
         return True
 
     def end_now(self, process: Process) -> None:
-        """Ends the ranks without a checkpoint."""
-        # All by name: what only loses its starter is asked to save.
+        """Ends what started the ranks, and all it has started here."""
+        # All by name: ranks that only lose their starter save; and the process that srun forks to
+        # watch over it ends the step of its number, be it that of the job after a requeue.
         ranks = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         for rank in ranks:
@@ -165,9 +165,6 @@ class InJob(Here):
             process.terminate()
             return False
 
-    def end_now(self, process: Process) -> None:
-        process.terminate()
-
     def others(self) -> list[slurm.Job]:
         """The further links of the chain, which wait for this job to end."""
         if not self.name or self.is_task:  # the tasks of an array are runs of their own
@@ -213,14 +210,8 @@ class InJob(Here):
 
 
 def start_srun(words: list[str], environment: dict[str, str]) -> Process:
-    """It dies with this process: one that lived on would, a while later, end the step that has its
-    number when the job has been requeued."""
     return subprocess.Popen(
-        words,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGKILL),
+        words, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
     )
 
 
