@@ -70,9 +70,8 @@ class Here:
         return True
 
     def end_now(self, process: Process) -> None:
-        """Ends what started the ranks, and all it has started here."""
-        # All by name: ranks that only lose their starter save; and the process that srun forks to
-        # watch over it ends the step of its number, be it that of the job after a requeue.
+        """Ends the ranks without a checkpoint."""
+        # All by name: those that only lose their starter are asked to save.
         ranks = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         for rank in ranks:
@@ -164,6 +163,9 @@ class InJob(Here):
         except subprocess.TimeoutExpired:
             process.terminate()
             return False
+
+    def end_now(self, process: Process) -> None:
+        process.terminate()
 
     def others(self) -> list[slurm.Job]:
         """The further links of the chain, which wait for this job to end."""

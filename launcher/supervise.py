@@ -157,7 +157,7 @@ class Supervisor:
 
     def wait(self, process: subprocess.Popen[bytes], attempt: Attempt, nodes: list[str]) -> int:
         """Until the ranks have ended; hands on the wish to stop. The exit code of their starter."""
-        looked_s, lived = time.monotonic(), False
+        looked_s = time.monotonic()
         while (code := process.poll()) is None:
             self.take_signals(process)
             if self.asked is not None:
@@ -168,10 +168,6 @@ class Supervisor:
                     self.bad = self.place.bad_nodes(DEAD)
                 if any(node in self.bad for node in nodes):
                     process.terminate()  # srun waits for a dead node for long
-                alive = attempt.alive()
-                if lived and not alive and self.asked == SIGNALS[signal.SIGTERM]:
-                    self.place.end_now(process)  # no rank is left to save, and the job ends
-                lived = lived or alive
             time.sleep(POLL_S)
         return code
 

@@ -144,7 +144,7 @@ class Run:
         RECOVERIES.append((what, done - begun["before"], time.monotonic() - since_s))
 
     def in_queue(self) -> str:
-        return self.cluster.ask("squeue", "-h", "-o", "%i %j %T")
+        return self.cluster.ask("squeue", "-h", "-o", "%i %T")
 
     def kinds(self) -> list[str]:
         ends = [Attempt(self.run, number).read("end") for number in numbers(self.run)]
@@ -284,9 +284,11 @@ def test_a_node_dies_and_returns(run, cluster):
         down = lambda: "n2 down" in cluster.ask("sinfo", "-N", "-h", "-o", "%N %T")  # noqa: E731
         wait_for(down, "its loss", 90)
         cluster.start_node("n2")
-    (kind, _) = run.kinds()
-    assert kind in ("node", "lost rank"), "as far as it could tell before its job was ended, too"
-    run.finish(2, kind)
+        # SLURM, which could not tell n2 to end the job, tries again after 45 s, and would end the
+        # one that has begun anew: therefore it holds jobs for 120 s, unless told, as here.
+        wait_for(lambda: f"{run.job()} PENDING" in run.in_queue(), "the requeue", 60)
+        cluster.ask("scontrol", "update", f"JobId={run.job()}", "StartTime=now+60")
+    run.finish(2, "node")
 
 
 def test_a_spare_node_takes_the_place_of_one_that_died(run, cluster):
