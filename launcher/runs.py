@@ -138,14 +138,15 @@ def ask_to_end(run: Path, now: bool) -> None:
         slurm.call("scancel", *waiting)
     running = [job.id for job in jobs if job.state != "PENDING"]
     if now and running:
-        slurm.call("scancel", "--signal=KILL", "--full", *running)
-        slurm.call("scancel", *running)
-    if newest is None or not (running or newest.alive()):
-        return
-    if now and not running:
+        # Ranks handle SIGTERM, which SLURM sends first even when it is asked to kill.
+        slurm.call("scancel", "--signal=HUP", *running)
+    if now and not running and newest is not None and newest.alive():
         interrupt(newest)
-    else:  # with --now nobody is left to save; it says why the attempt ended
+    elif newest is not None and (running or newest.alive()):
+        # With --now nobody is left to save: it says why the attempt ended.
         newest.ask_to_stop(CANCELLED)
+    if now and running:
+        slurm.call("scancel", *running)
 
 
 def interrupt(attempt: Attempt) -> None:

@@ -106,14 +106,14 @@ class Supervisor:
         # A supervisor that was taken for dead, and wakes up, must not begin another.
         attempt = self.last = Attempt.begin(self.run_dir, facts, self.last)
         nodes = self.choose_nodes(attempt)
-        if len(nodes) < self.settings.nodes:
-            end = self.too_few(before)
-            attempt.write("end", vars(end) | {"nodes": nodes, "job": place.job})
-            return end
         self.take_signals()
         if (asked := attempt.asked_to_stop() or self.asked) is not None:  # before a rank ran
             attempt.ask_to_stop(asked)
             end = End(EXIT_STOPPED, "stopped", asked, before, before, before, asked)
+            attempt.write("end", vars(end) | {"nodes": nodes, "job": place.job})
+            return end
+        if len(nodes) < self.settings.nodes:
+            end = self.too_few(before)
             attempt.write("end", vars(end) | {"nodes": nodes, "job": place.job})
             return end
         attempt.write("nodes", {"nodes": nodes})
