@@ -32,7 +32,7 @@ from elemdist.errors import (
     UserError,
 )
 from elemdist.stop import read_end
-from launcher.decide import TIME_LIMIT, End, Next, decide
+from launcher.decide import CANCELLED, TIME_LIMIT, End, Next, decide
 from launcher.history import done_at, ends_of, in_short, last_error, note_launch, note_lost
 from launcher.places import DEAD, Here, InJob, place_of
 from launcher.preflight import RUN_FOLDER, preflight, summary
@@ -194,6 +194,8 @@ class Supervisor:
             return End(EXIT_STOPPED, "stopped", ours["reason"], **facts)
         if self.forced:
             return End(EXIT_INTERRUPTED, "interrupted", "ended at once, by Ctrl-C twice", **facts)
+        if asked == CANCELLED:
+            return End(EXIT_LOST, "cancelled", f"{CANCELLED}, without a checkpoint", **facts)
         if bad := self.look_for_bad_nodes(nodes, ours):
             told = ", ".join(f"{node} is {state}" for node, state in bad.items())
             return End(EXIT_LOST, "node", f"a node was lost: {told}", **facts)
