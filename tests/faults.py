@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+import elemdist.step
 import elemdist.train
 from elemdist import checkpoint_writer
 from elemdist.attempts import VARIABLE, Attempt
@@ -51,7 +52,7 @@ def hang(rank: int, victim: int, call: int) -> None:
 
 def bad_loss(rank: int, victim: int, calls: list[int]) -> None:
     """The loss of one rank is not a number in these steps."""
-    loss_of, train_step, count = elemdist.train.loss_of, elemdist.train.train_step, 0
+    loss_of, train_step, count = elemdist.step.loss_of, elemdist.train.train_step, 0
 
     def step(*words: Any) -> Any:
         nonlocal count
@@ -64,7 +65,7 @@ def bad_loss(rank: int, victim: int, calls: list[int]) -> None:
 
     if rank == victim:
         elemdist.train.train_step = step  # type: ignore[assignment]
-        elemdist.train.loss_of = loss  # type: ignore[assignment]
+        elemdist.step.loss_of = loss  # type: ignore[assignment]
 
 
 def slow(rank: int, seconds: float) -> None:
