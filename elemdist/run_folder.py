@@ -38,9 +38,10 @@ def prepare(settings: TrainSettings) -> Path:
     if path.exists() and not path.is_dir():
         raise UserError(f"run_dir: {path} is a file; name a folder")
     end = read_end(path)
-    # A start that failed before its first step left nothing to go on with.
+    # A start that failed before its first step left nothing to go on with, at most its number.
     fresh = end is not None and end["state"] == "failed" and end["step"] == 0
-    if path.is_dir() and any(path.iterdir()) and not (settings.resume or fresh):
+    used = path.is_dir() and any(child.name != "attempts" for child in path.iterdir())
+    if used and not (settings.resume or fresh):
         raise UserError(
             f"run_dir: {path} is not empty; add --resume to go on with that run, or name another"
         )

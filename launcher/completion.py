@@ -1,4 +1,6 @@
-"""Completion of verbs and settings in a shell: ``elemdist completion bash|zsh|fish``.
+"""usage: elemdist completion bash|zsh|fish
+
+Prints what a shell needs to complete verbs and settings.
 
 bash:  echo 'source <(elemdist completion bash)' >> ~/.bashrc
 zsh:   echo 'source <(elemdist completion zsh)' >> ~/.zshrc     (behind compinit)

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -114,6 +115,11 @@ def lose(rank: int, port: str, operation: str, victim: int, number: int, timeout
 
 
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    try:
+        code = main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    except Exception:
+        # As in training, not by an orderly end, in which gloo's threads can abort the process.
+        traceback.print_exc()
+        code = 1
     sys.stderr.flush()
     os._exit(code)

@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from elemdist.streaming_dataset import MappedDataset, joined, streaming
@@ -59,6 +60,9 @@ def ranks(folder: str, state_path: str) -> None:
     for _ in range(50):  # meet and part; where a meeting can reach the one before, it hangs
         with joined():
             streaming.base.distributed.barrier()
+    dist.init_process_group("gloo")  # a program's own, made later
+    dist.barrier()
+    dist.destroy_process_group()
     stock, mapped = both(folder)
     found: dict[str, Any] = {"epoch": same(stock, mapped)}
     some = itertools.islice(mapped, 6)

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from elemdist.cli import VERBS
+from launcher.completion import SETTINGS
 from tests.conftest import elemdist, expect_user_error, run_command
 
 
@@ -27,7 +28,7 @@ def test_help_of_a_verb_loads_neither_torch_nor_a_compiler(verb):
     )
     done = run_command(sys.executable, "-c", code, verb)
     assert done.returncode == 0, done.stderr
-    assert "default: " in done.stdout
+    assert "default: " in done.stdout or verb not in SETTINGS
     assert f"usage: elemdist {verb}" in done.stdout
 
 

@@ -70,13 +70,15 @@ def test_a_signal_while_another_thread_works_disturbs_neither(tmp_path):
 def test_the_end_of_a_run_is_read_as_it_was_written(tmp_path):
     assert read_end(tmp_path) is None
     write_end(tmp_path, "running", 0)
-    assert read_end(tmp_path) == {"state": "running", "step": 0, "reason": "", "code": 0}
-    write_end(tmp_path, "stopped", 7, "SIGTERM “quoted”", 75)
+    begun = {"state": "running", "step": 0, "reason": "", "code": 0, "attempt": 0}
+    assert read_end(tmp_path) == begun
+    write_end(tmp_path, "stopped", 7, "SIGTERM “quoted”", 75, attempt=3)
     assert read_end(str(tmp_path)) == {
         "state": "stopped",
         "step": 7,
         "reason": "SIGTERM “quoted”",
         "code": 75,
+        "attempt": 3,
     }
     assert [path.name for path in tmp_path.iterdir()] == ["end.json"]
 
