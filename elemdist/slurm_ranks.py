@@ -49,7 +49,7 @@ def take_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
         ) from None
     environment.update(found)
     if "MASTER_ADDR" not in environment:
-        environment["MASTER_ADDR"] = address_of(host_names(nodes)[0])
+        environment["MASTER_ADDR"] = addresses_of(nodes)[host_names(nodes)[0]]
     environment.setdefault("MASTER_PORT", str(port_of(job, step)))
 
 
@@ -77,20 +77,18 @@ def host_names(nodes: str) -> list[str]:
     return done.stdout.split()
 
 
-def address_of(node: str) -> str:
-    """Where a node is reached: its address in SLURM's configuration, which may differ from its
-    name. Raises UserError."""
+def addresses_of(nodes: str) -> dict[str, str]:
+    """Where each of these nodes is reached: its address in SLURM's configuration, which may differ
+    from its name. `nodes` in SLURM's short form. Raises UserError."""
+    words = ["scontrol", "show", "node", nodes, "--oneliner"]
     try:
-        done = subprocess.run(
-            ["scontrol", "show", "node", node, "--oneliner"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(f"scontrol cannot be run to find node {node}: {error}") from None
-    match = re.search(r"\bNodeAddr=(\S+)", done.stdout)
-    return match[1] if match else node
+        raise UserError(f"scontrol cannot be run to find {nodes}: {error}") from None
+    found = re.findall(r"^NodeName=(\S+).*?\bNodeAddr=(\S+)", done.stdout, re.MULTILINE)
+    if done.returncode or not found:
+        raise UserError(f"scontrol does not tell where {nodes} is: {done.stderr.strip()}")
+    return dict(found)
 
 
 def port_of(job: int, step: int) -> int:

@@ -1,1 +1,2 @@
-"""Starting training: the ranks of one machine. Fast to import, no torch."""
+"""Starting runs and seeing them through, on this machine or as jobs of SLURM; what a machine and a
+recipe amount to. Fast to import, no torch."""

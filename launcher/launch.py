@@ -29,8 +29,7 @@ from launcher.history import done_at, note_launch
 from launcher.progress import newest_step
 from launcher.run_jobs import job_name, jobs_of, note_jobs
 from launcher.settings import LaunchSettings, as_recipe, read, seconds, train_recipe
-from launcher.submission import command, sbatch_words, setup_text, variables_of
-from launcher.supervise import prepare
+from launcher.submission import command, prepare, sbatch_words, setup_text, variables_of
 from launcher.supervise import run as supervise
 
 

@@ -1,9 +1,10 @@
 """What one node says of itself before ranks are started on it; run by srun on each.
 
-python launcher/node_check.py FOLDER RUN_DIR ADDRESS PORT REDUCE
+python launcher/node_check.py FOLDER RUN_DIR GROUPS REDUCE PATIENCE_S
 
-Writes FOLDER/NODE.json, or NODE.GPU.json where each GPU has a task of its own, so that a node that
-hangs is known by its silence. With REDUCE = 1 all of them add up a tensor together, last.
+Each task writes FOLDER/NODE.TASK.json: a node that hangs is known by its silence. Then the nodes of
+a group meet, and with REDUCE = 1 they add up a tensor, for so many seconds at most. GROUPS is JSON,
+[{"nodes": [names], "address": of the first one, "port": where it listens}].
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("elemdist", "torch", "deepspeed", "mosaicml-streaming", "numpy", "flash-attn")
-PATIENCE_S = 60.0
 WRITE_BYTES = 16 << 20
 REDUCE_BYTES = 64 << 20
 ROUNDS = 4
+
+Report = dict[str, Any]
 
 
 def versions() -> dict[str, str]:
@@ -76,12 +81,12 @@ def write_test(run_dir: Path) -> dict[str, float]:
     }
 
 
-def meet(first: bool, address: str, port: int, others: int) -> None:
-    """The first node listens where rank 0 will; all others connect. Raises OSError."""
-    deadline = time.monotonic() + PATIENCE_S
+def meet(first: bool, address: str, port: int, others: int, patience_s: float) -> None:
+    """The first task listens where rank 0 will; all others connect. Raises OSError."""
+    deadline = time.monotonic() + patience_s
     if first:
         with socket.create_server(("", port)) as server:
-            server.settimeout(PATIENCE_S)
+            server.settimeout(patience_s)
             for _ in range(others):
                 server.accept()[0].close()
         return
@@ -95,7 +100,7 @@ def meet(first: bool, address: str, port: int, others: int) -> None:
             time.sleep(0.2)
 
 
-def reduce_together() -> float:
+def reduce_together(patience_s: float) -> float:
     """Adds up a tensor on all tasks; the bandwidth of it in GB/s, as a ring would move it."""
     import torch
     import torch.distributed as dist
@@ -104,7 +109,7 @@ def reduce_together() -> float:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=patience_s))
     size = dist.get_world_size()
     tensor = torch.ones(REDUCE_BYTES // 4, device=device)
     seconds = []
@@ -122,52 +127,79 @@ def reduce_together() -> float:
     return 2 * (size - 1) / size * REDUCE_BYTES / min(seconds) / 1e9
 
 
-def check(run_dir: Path, address: str, port: int, reduce: bool) -> dict[str, Any]:
-    """All of it; a key `problem` says what is wrong with this node, `apart` why it could not meet
-    the others, which may be one of theirs."""
-    rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
-    local = int(os.environ["SLURM_LOCALID"])
+def look(node: str, run_dir: Path) -> Report:
+    """What a node knows by itself; the key `problem` says what is wrong with it."""
     devices = gpus()
     driver = {"driver": devices[0]["driver_version"]} if devices else {}
-    found: dict[str, Any] = {
-        "node": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
+    found: Report = {
+        "node": node,
         "time_s": time.time(),
         "versions": versions() | driver,
         "available_bytes": available_bytes(),
         "gpus": devices,
     }
-    step = "the run folder cannot be written"
     try:
-        found |= write_test(run_dir) if local == 0 else {}
+        found |= write_test(run_dir) if os.environ["SLURM_LOCALID"] == "0" else {}
     except OSError as error:
-        found["problem"] = f"{step}: {one_line(error)}"  # and do not keep the others waiting
-    step = f"port {port} of {address} cannot be used"
+        found["problem"] = f"the run folder cannot be written: {one_line(error)}"
+    return found
+
+
+def come_together(
+    node: str,
+    group: dict[str, Any],
+    reduce: bool,
+    patience_s: float,
+    save: Callable[[Report], None],
+) -> Report:
+    """Meets the others of the group. The key `apart` says why it could not, for which another of
+    them may be to blame; save() takes what stands if this does not return."""
+    local, size = int(os.environ["SLURM_LOCALID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
+    per_node = size // int(os.environ["SLURM_STEP_NUM_NODES"])
+    rank, size = group["nodes"].index(node) * per_node + local, len(group["nodes"]) * per_node
+    address, port = group["address"], int(group["port"])
+    # What waits for ever, in C, ends by this, and what was saved stands.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     try:
-        meet(rank == 0, address, port, size - 1)
+        step = "the sum over all nodes failed"
+        if reduce:
+            import torch  # noqa: F401  (which takes long, and some longer than others)
+        step = f"port {port} of {address} cannot be used"
+        save({"apart": step})
+        signal.alarm(int(patience_s) + 10)
+        meet(rank == 0, address, port, size - 1, patience_s)
         if reduce:
             step = "the sum over all nodes failed"
+            save({"apart": f"{step}: it hangs"})
+            signal.alarm(int(patience_s) + 10)
             os.environ.update(
                 RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local),
                 MASTER_ADDR=address, MASTER_PORT=str(port + 1),
             )  # fmt: skip
-            found["reduce_gb_per_s"] = reduce_together()
+            return {"reduce_gb_per_s": reduce_together(patience_s)}
     except Exception as error:  # whatever a broken driver raises
-        found["apart"] = f"{step}: {one_line(error)}"
-    return found
+        return {"apart": f"{step}: {one_line(error)}"}
+    return {}
 
 
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def main(folder: str, run_dir: str, address: str, port: str, reduce: str) -> int:
+def main(folder: str, run_dir: str, groups: str, reduce: str, patience_s: str) -> int:
     sys.path.pop(0)  # this folder, whose names must not shadow a library's
-    found = check(Path(run_dir), address, int(port), reduce == "1")
-    name = f"{found['node']}.{os.environ['SLURM_LOCALID']}.json"
-    part = Path(folder) / f".{name}.part"
-    part.write_text(json.dumps(found))
-    part.replace(Path(folder) / name)
-    return 0
+    node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    (group,) = (one for one in json.loads(groups) if node in one["nodes"])
+    found = look(node, Path(run_dir))
+
+    def save(more: Report) -> None:
+        name = f"{node}.{os.environ['SLURM_LOCALID']}.json"
+        part = Path(folder) / f".{name}.part"
+        part.write_text(json.dumps(found | more))
+        part.replace(Path(folder) / name)
+
+    save(come_together(node, group, reduce == "1", float(patience_s), save))
+    os._exit(0)  # what a broken driver left running does not keep it
 
 
 if __name__ == "__main__":

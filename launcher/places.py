@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import psutil
 
 from elemdist.attempts import VARIABLE, Attempt
 from elemdist.errors import UserError
-from elemdist.slurm_ranks import address_of, host_names, port_of, tasks_per_node
+from elemdist.slurm_ranks import addresses_of, host_names, port_of, tasks_per_node
 from launcher import slurm
 from launcher.local import die_with_parent
 from launcher.run_jobs import job_name, note_jobs
@@ -26,6 +26,7 @@ TRAIN = Path(__file__).resolve().parent.parent / "elemdist" / "train.py"
 # Words in the state of a node that no rank should be started on; a * behind it means that the node
 # does not answer.
 UNFIT = ("DOWN", "FAIL", "DRAIN", "POWER", "UNKNOWN", "MAINT", "*")
+SRUN_ENDS_S = 45.0  # a step's processes have KillWait to end, 30 s unless the cluster says other
 DEAD = ("DOWN",)  # SLURM has given it up; one that is drained may finish what runs on it
 
 Process = subprocess.Popen[bytes]
@@ -106,6 +107,11 @@ class InJob(Here):
     def nodes(self) -> list[str]:
         return self.all_nodes
 
+    @cached_property
+    def addresses(self) -> dict[str, str]:
+        """Where each node is reached."""
+        return addresses_of(",".join(self.all_nodes))
+
     def bad_nodes(self, words: Sequence[str] = UNFIT) -> dict[str, str]:
         found = {}
         listed = slurm.ask("sinfo", "-h", "-N", "-n", ",".join(self.all_nodes), "-o", "%N %T")
@@ -145,7 +151,7 @@ class InJob(Here):
         """What the ranks are told beside srun's own variables."""
         return {
             VARIABLE: str(attempt.number),
-            "MASTER_ADDR": address_of(nodes[0]),
+            "MASTER_ADDR": self.addresses[nodes[0]],
             "MASTER_PORT": str(port_of(self.number, attempt.number)),
             "ELEMDIST_HOME": str(TRAIN.parent.parent),
             **variables(self.settings),
@@ -161,11 +167,11 @@ class InJob(Here):
         try:
             return process.wait(patience_s) == 0
         except subprocess.TimeoutExpired:
-            process.terminate()
+            end_srun(process)
             return False
 
     def end_now(self, process: Process) -> None:
-        process.terminate()
+        end_srun(process)
 
     def others(self) -> list[slurm.Job]:
         """The further links of the chain, which wait for this job to end."""
@@ -215,6 +221,16 @@ def start_srun(words: list[str], environment: dict[str, str]) -> Process:
     return subprocess.Popen(
         words, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
     )
+
+
+def end_srun(process: Process) -> None:
+    """Ends a step; also one that SLURM cannot end, whose processes may live on."""
+    process.terminate()
+    try:
+        process.wait(SRUN_ENDS_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def variables(settings: LaunchSettings) -> dict[str, str]:

@@ -10,22 +10,30 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from elemdist.attempts import Attempt
 from elemdist.errors import UserError
-from elemdist.slurm_ranks import address_of, port_of
+from elemdist.slurm_ranks import port_of
+from launcher.blame import to_blame
 from launcher.local import count_gpus
-from launcher.places import InJob, in_container, start_srun, step_environment, variables
+from launcher.places import (
+    InJob,
+    end_srun,
+    in_container,
+    start_srun,
+    step_environment,
+    variables,
+)
 from launcher.settings import LaunchSettings
 
 SCRIPT = Path(__file__).with_name("node_check.py")
-TIMEOUT_S = 180.0
+START_S = 90.0  # for SLURM to start the check, and for Python to load
 SKEW_S = 5.0  # between two clocks; an answer may take that long, too
 LEAST_FREE_BYTES = 1 << 30
 LEAST_MEMORY_BYTES = 1 << 30
@@ -36,37 +44,68 @@ Report = dict[str, Any]
 
 
 def ask_nodes(
-    place: InJob, folder: Path, port: int, nodes: list[str], reduce: bool
+    place: InJob, folder: Path, port: int, groups: Sequence[Sequence[str]], reduce: bool
 ) -> dict[str, Report]:
-    """What each node says of itself, by its name; those that do not answer are missing. The answers
-    stay in `folder`; rank 0 will listen at `port`."""
+    """What each node says of itself, and of how the nodes of its group came together, by its name;
+    those that do not answer are missing. The answers stay in `folder`; rank 0 will listen at
+    `port`."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.json"):
         path.unlink()  # of an earlier check in the same attempt
-    gpus = place.settings.slurm.gpus and place.settings.device != "cpu"
-    per_node = place.settings.per_node if gpus else 1
+    settings, nodes = place.settings, [node for group in groups for node in group]
+    gpus = settings.slurm.gpus and settings.device != "cpu"
+    told = [
+        # Two nodes may be one machine: each group has ports of its own.
+        {"nodes": group, "address": place.addresses[group[0]], "port": port + 2 * (index % 100)}
+        for index, group in enumerate(groups)
+    ]
     check = [
-        sys.executable, str(SCRIPT), str(folder), str(place.run_dir), address_of(nodes[0]),
-        str(port), "1" if reduce else "0",
+        sys.executable, str(SCRIPT), str(folder), str(place.run_dir), json.dumps(told),
+        "1" if reduce else "0", str(settings.preflight_s),
     ]  # fmt: skip
     words = [
-        *place.step_words(nodes, per_node), "--kill-on-bad-exit=0", "--output=none",
-        *in_container(place.settings, place.run_dir, check),
+        *place.step_words(nodes, settings.per_node if gpus else 1),
+        "--kill-on-bad-exit=0", "--output=none",
+        *in_container(settings, place.run_dir, check),
     ]  # fmt: skip
-    environment = step_environment() | variables(place.settings)
-    process = start_srun(words, environment)
-    deadline = time.monotonic() + TIMEOUT_S
+    process = start_srun(words, step_environment() | variables(settings))
+    try:
+        process.wait(START_S + 3 * settings.preflight_s)
+    except subprocess.TimeoutExpired:
+        end_srun(process)
     found: dict[str, Report] = {}
-    while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    if process.poll() is None:
-        process.terminate()
-        process.wait()
     for path in sorted(folder.glob("*.json")):
         report = json.loads(path.read_text())
         node = found.setdefault(report["node"], report)
         node |= {key: report[key] for key in ("problem", "apart") if key in report}
     return found
+
+
+def check_nodes(
+    place: InJob, folder: Path, port: int, nodes: list[str], spares: Sequence[str], reduce: bool
+) -> tuple[dict[str, Report], dict[str, str]]:
+    """(what each node says of itself, what is wrong with those that are not fit)."""
+    settings = place.settings
+    gpus = settings.gpus_per_node if settings.slurm.gpus and settings.device != "cpu" else 0
+    found = ask_nodes(place, folder, port, [nodes], reduce)
+    wrong = problems(found, nodes, gpus)
+    told = apart(found)
+    if wrong or not told:
+        return found, wrong
+    again = folder.with_name(f"{folder.name}-again")
+
+    def fails(groups: list[list[str]]) -> set[str]:
+        asked = {node for group in groups for node in group}
+        answers = ask_nodes(place, again, port, groups, reduce)
+        return set(apart(answers)) | asked - set(answers)
+
+    reason = next(iter(told.values()))
+    return found, {node: told.get(node, reason) for node in to_blame(fails, nodes, spares)}
+
+
+def apart(found: dict[str, Report]) -> dict[str, str]:
+    """Node -> why it could not come together with others."""
+    return {node: report["apart"] for node, report in found.items() if "apart" in report}
 
 
 def problems(found: dict[str, Report], nodes: list[str], gpus: int) -> dict[str, str]:
@@ -99,17 +138,7 @@ def problems(found: dict[str, Report], nodes: list[str], gpus: int) -> dict[str,
         reason = next(filter(None, (check(report) for check in checks)), None)
         if reason is not None:
             wrong[node] = reason
-    return wrong or apart(found, nodes)
-
-
-def apart(found: dict[str, Report], nodes: list[str]) -> dict[str, str]:
-    """Who is to blame where nodes that are well by themselves could not meet: those that could not
-    come to the first one; where none could, the first."""
-    told = {node: report["apart"] for node, report in found.items() if "apart" in report}
-    others = {node: reason for node, reason in told.items() if node != nodes[0]}
-    if others and len(others) < len(nodes) - 1:
-        return others
-    return {nodes[0]: next(iter(told.values()))} if told else {}
+    return wrong
 
 
 def other_versions(report: Report, usual: dict[str, str]) -> str | None:
@@ -134,15 +163,14 @@ def broken_gpu(report: Report, gpus: int) -> str | None:
     return None
 
 
-def preflight(place: InJob, attempt: Attempt, nodes: list[str]) -> dict[str, str]:
+def preflight(
+    place: InJob, attempt: Attempt, nodes: list[str], spares: Sequence[str]
+) -> dict[str, str]:
     """Checks the nodes; what is wrong with those that are not fit. The report stays in the
-    attempt's folder."""
-    settings = place.settings
+    attempt's folder. `spares` may help to find out."""
     port = port_of(place.number, attempt.number)
-    folder = attempt.folder / "preflight"
-    found = ask_nodes(place, folder, port, nodes, settings.preflight == "full")
-    gpus = settings.gpus_per_node if settings.slurm.gpus and settings.device != "cpu" else 0
-    return problems(found, nodes, gpus)
+    folder, full = attempt.folder / "preflight", place.settings.preflight == "full"
+    return check_nodes(place, folder, port, nodes, spares, full)[1]
 
 
 def summary(folder: Path) -> str:
@@ -184,7 +212,6 @@ def check_job(run_dir: Path, per_node: int) -> int:
     place = InJob(settings, run_dir, run_dir)
     folder = run_dir / f"preflight-{place.job}"
     port = port_of(place.number, 0)
-    found = ask_nodes(place, folder, port, place.all_nodes, reduce=True)
-    wrong = problems(found, place.all_nodes, gpus)
+    found, wrong = check_nodes(place, folder, port, place.all_nodes, [], reduce=True)
     print("\n".join(report_lines(found, wrong)))
     return 1 if wrong else 0

@@ -37,13 +37,15 @@ def last_jobs(run_dir: Path) -> list[str]:
     return sorted(found - {""})
 
 
-def jobs_of(run_dir: Path) -> list[slurm.Job]:
-    """The jobs of a run that are in the queue, those that run first. Raises UserError where SLURM
-    does not answer."""
-    last = last_jobs(run_dir)
+def jobs_of(run_dir: Path, queue: Sequence[slurm.Job] | None = None) -> list[slurm.Job]:
+    """The jobs of a run that are in the queue, those that run first; `queue`: slurm.jobs(), where
+    that was asked already. Raises UserError where SLURM does not answer."""
+    last, name = last_jobs(run_dir), job_name(run_dir)
     if not last:
         return []  # it never was SLURM's
-    found = slurm.jobs(name=job_name(run_dir))
-    for number in last:  # a plain sbatch, and an array, have names of their own
-        found += slurm.jobs(numbers=[number]) if not found else []
+    if queue is None:
+        queue = slurm.jobs()
+    # A plain sbatch, and an array, have names of their own.
+    found = [job for job in queue if job.name == name]
+    found = found or [job for job in queue if job.id in last]
     return sorted(found, key=lambda job: job.state != "RUNNING")

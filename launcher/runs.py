@@ -19,9 +19,11 @@ from launcher.launch import launch
 from launcher.progress import tail
 from launcher.run_jobs import jobs_of
 from launcher.settings import read
-from launcher.status import is_run, run_folders, status_of
+from launcher.status import is_run, queue_now, run_folders, status_of
 
 FOLLOW_S = 0.5
+QUEUE_S = 3.0  # SLURM is not asked more often
+ALIVE = ("runs", "waits", "unclear")
 ENDED = ("done", "stopped", "failed", "ended", "not begun")
 
 
@@ -92,7 +94,7 @@ def log_of(run_dir: Path, settings: LogsSettings) -> Path | None:
 
 def follow(run_dir: Path, settings: LogsSettings, path: Path) -> None:
     """Shows what is added to a log, and goes on to that of the next attempt."""
-    place = path.stat().st_size
+    place, asked_s = path.stat().st_size, 0.0
     while True:
         try:
             with open(path, "rb") as file:
@@ -106,8 +108,10 @@ def follow(run_dir: Path, settings: LogsSettings, path: Path) -> None:
         if not data and newer is not None and newer != path:
             path, place = newer, 0
             print(f"== {path}", flush=True)
-        elif not data and status_of(run_dir).state in ENDED:
-            return
+        elif not data and time.monotonic() > asked_s + QUEUE_S:
+            asked_s = time.monotonic()
+            if status_of(run_dir, queue_now()).state in ENDED:
+                return
         time.sleep(FOLLOW_S)
 
 
@@ -116,17 +120,17 @@ def cancel(argv: list[str], description: str | None) -> int:
     settings = parse(CancelSettings, argv, "elemdist cancel", "runs", description)
     if not settings.runs:
         raise UserError("no run is named: elemdist cancel RUN")
-    found = {run: status_of(run) for run in run_folders(settings.runs)}
-    alive = [run for run, one in found.items() if one.state in ("runs", "waits")]
+    queue = queue_now()
+    found = {run: status_of(run, queue) for run in run_folders(settings.runs)}
+    alive = [run for run, one in found.items() if one.state in ALIVE]
     if not alive:
         states = [f"{one.run}: {one.state} after step {one.step}" for one in found.values()]
         raise UserError(f"nothing runs here: {'; '.join(states or settings.runs)}")
     for run in alive:
         ask_to_end(run, settings.now)
     for run in alive:
-        while settings.wait and status_of(run).state in ("runs", "waits"):
-            time.sleep(FOLLOW_S)
-        told = status_of(run)
+        while (told := status_of(run, queue_now())).state in ALIVE and settings.wait:
+            time.sleep(QUEUE_S)
         print(f"{run}: {told.state} after step {told.step}, checkpoint of step {told.checkpoint}")
     return 0
 

@@ -97,6 +97,8 @@ class LaunchSettings(PlanSettings):
     preflight: Literal["full", "quick", "none"] = "full"
     """Check every node before the ranks start; quick: without the sum over all nodes, which loads
     torch."""
+    preflight_s: float = 60.0
+    """Seconds that the nodes may wait for one another in that check."""
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
 
@@ -125,7 +127,10 @@ class LaunchSettings(PlanSettings):
                 "retry.pause_s": self.retry.pause_s,
             },
         )
-        at_least(1, **{"retry.without_progress": self.retry.without_progress})
+        at_least(
+            1, preflight_s=self.preflight_s,
+            **{"retry.without_progress": self.retry.without_progress},
+        )  # fmt: skip
         limit_s = seconds(self.slurm.time)
         if not self.local and limit_s <= self.slurm.save_s:
             raise UserError(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from elemdist.errors import UserError, nearest
 
 TIMEOUT_S = 60
-GONE = ("Invalid job id", "Invalid job array id")
 # Of a job that holds nodes, waits for some, or will be put back into the queue.
 ALIVE = frozenset(
     {
@@ -95,18 +94,12 @@ def is_here() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def jobs(name: str | None = None, numbers: Sequence[str] = ()) -> list[Job]:
-    """The jobs of this user in the queue, by name or by number. Raises UserError."""
+def jobs(name: str | None = None) -> list[Job]:
+    """The jobs of this user in the queue, all or those of a name. Raises UserError."""
     words = ["squeue", "--noheader", "--me", "--array", f"--format={FIELDS}"]
     words += [f"--name={name}"] if name is not None else []
-    words += [f"--jobs={','.join(numbers)}"] if numbers else []
-    done = call(*words)
-    if done.returncode:
-        if any(word in done.stderr for word in GONE):
-            return []
-        raise UserError(f"squeue: {one_line(done.stderr)}")
     found = []
-    for line in done.stdout.splitlines():
+    for line in ask(*words).splitlines():
         parts = [part.strip() for part in line.split("|")]
         if len(parts) == len(FIELDS.split("|")):  # a name of somebody else's may have a |
             found.append(Job(*parts))

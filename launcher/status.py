@@ -7,7 +7,7 @@ forgotten the job.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from elemdist.config import TrainSettings
 from elemdist.errors import UserError
 from elemdist.stop import read_end
 from elemdist.units import amount, duration
+from launcher import slurm
 from launcher.decide import End
 from launcher.progress import last_figures, newest_step
-from launcher.run_jobs import jobs_of
+from launcher.run_jobs import jobs_of, last_jobs
 
 
 @dataclass
@@ -37,7 +38,8 @@ class Status:
     """How a run stands.
 
     Attributes:
-        state: waits, runs, done, stopped, failed, or ended (nobody has said how).
+        state: waits, runs, done, stopped, failed, ended (nobody has said how), or unclear (it ran
+            when it was last heard of, and SLURM cannot be asked).
         step, steps: done, of all. checkpoint: step of the newest. eta_s: seconds to the end, where
             it runs. reason: why it ended last, or why it waits. attempts: there were so many.
     """
@@ -58,7 +60,8 @@ class Status:
 def run(argv: list[str], description: str | None) -> int:
     """``elemdist status``; the exit code."""
     settings = parse(StatusSettings, argv, "elemdist status", "runs", description)
-    found = [status_of(run) for run in run_folders(settings.runs or ["runs"])]
+    queue = queue_now()
+    found = [status_of(run, queue) for run in run_folders(settings.runs or ["runs"])]
     if settings.json:
         for one in found:
             print(json.dumps(asdict(one)))
@@ -84,8 +87,16 @@ def is_run(path: Path) -> bool:
     return any((path / name).exists() for name in ("launch", "end.json", "settings.yaml"))
 
 
-def status_of(run_dir: Path) -> Status:
-    """Out of the run folder, and of SLURM's queue where there is one."""
+def queue_now() -> list[slurm.Job] | None:
+    """SLURM's, of this user; None where it cannot be asked: a run folder knows most."""
+    try:
+        return slurm.jobs()
+    except UserError:
+        return None
+
+
+def status_of(run_dir: Path, queue: Sequence[slurm.Job] | None) -> Status:
+    """Out of the run folder, and of queue_now()."""
     figures, end = last_figures(run_dir), read_end(run_dir)
     taken = numbers(run_dir)
     newest = Attempt(run_dir, taken[-1]) if taken else None
@@ -94,15 +105,16 @@ def status_of(run_dir: Path) -> Status:
     reason = ended.reason if ended else end["reason"] if end else ""
     reason = reason or (newest.asked_to_stop() or "" if newest else "")
     step = max(int(figures.get("step", 0)), end["step"] if end else 0)
-    job = None
-    with suppress(UserError):  # the folder knows most
-        job = next(iter(jobs_of(run_dir)), None)
+    job = next(iter(jobs_of(run_dir, queue or [])), None)
     if job is not None and state != "done":
         state, reason = ("runs", "") if job.state == "RUNNING" else ("waits", job.reason)
     elif state == "running":
-        alive = newest is not None and newest.alive()
-        state = "runs" if alive else "ended"
-        reason = "" if alive else reason or "nobody could say why"
+        if newest is not None and newest.alive():
+            state, reason = "runs", ""
+        elif queue is None and last_jobs(run_dir):
+            state, reason = "unclear", "SLURM does not answer"
+        else:
+            state, reason = "ended", reason or "nobody could say why"
     steps = steps_of(run_dir)
     rate = figures.get("samples_per_s")
     left = None

@@ -1,13 +1,16 @@
-"""What is given to sbatch for a run: slurm/train.sbatch, as by hand, and options that win over its
-own."""
+"""What is written into a run folder before its job, and given to sbatch: slurm/train.sbatch, as by
+hand, and options that win over its own."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.settings import LaunchSettings
+from elemdist.atomic import write_atomically
+from elemdist.errors import UserError
+from launcher.settings import LaunchSettings, as_recipe, train_recipe
 
 HOME = Path(__file__).resolve().parent.parent
 SCRIPT = HOME / "slurm" / "train.sbatch"
@@ -63,3 +66,20 @@ def command(variables: dict[str, str], words: Sequence[str]) -> str:
 
 def setup_text(settings: LaunchSettings) -> str:
     return "".join(f"{line}\n" for line in ["# slurm.setup", *settings.slurm.setup])
+
+
+def prepare(settings: LaunchSettings) -> tuple[Path, Path]:
+    """(run folder, recipe of the ranks): made, with what the run is. Raises UserError."""
+    run_dir = Path(settings.run_dir or f"runs/job-{os.environ.get('SLURM_JOB_ID', os.getpid())}")
+    settings.run_dir = str(run_dir)
+    folder = run_dir / "launch"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "launch.yaml", as_recipe(settings))
+        write_atomically(folder / "recipe.yaml", train_recipe(settings))
+    except OSError as error:
+        raise UserError(
+            f"run_dir: cannot write into {folder}: {error.strerror}; name a folder that all nodes"
+            " can write with --run-dir"
+        ) from None
+    return run_dir, folder / "recipe.yaml"

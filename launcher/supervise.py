@@ -12,13 +12,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
-from elemdist.atomic import write_atomically
 from elemdist.attempts import Attempt
 from elemdist.errors import (
     EXIT_DIVERGED,
@@ -37,7 +36,8 @@ from launcher.history import done_at, ends_of, in_short, last_error, note_launch
 from launcher.places import DEAD, Here, InJob, place_of
 from launcher.preflight import RUN_FOLDER, preflight, summary
 from launcher.progress import newest_step, steps_done
-from launcher.settings import LaunchSettings, as_recipe, read, train_recipe
+from launcher.settings import LaunchSettings, read
+from launcher.submission import prepare
 
 SIGNALS = {
     signal.SIGUSR2: TIME_LIMIT,
@@ -52,9 +52,13 @@ KINDS = {
     EXIT_NOT_SAVED: "not saved",
 }
 POLL_S = 0.2
-LOOK_S = 5.0  # between two looks at the nodes
+LOOK_S, LOOK_LOST_S = 30.0, 5.0  # between two looks at the nodes; when a rank was lost
+CONTROLLER_S, AGAIN_S = 900.0, 10.0  # for SLURM's controller to come back; between two tries
 KILLED_S = 90.0  # for SLURM to end a job whose ranks it has asked to stop
 SETTLE_S = 20.0  # for SLURM to notice that a node is gone when a rank is
+
+
+T = TypeVar("T")
 
 
 def say(line: str) -> None:
@@ -101,7 +105,7 @@ class Supervisor:
     def attempt(self) -> End:
         """One start of the ranks, to its end."""
         place, before = self.place, newest_step(self.run_dir)
-        self.bad = self.unfit | place.bad_nodes()
+        self.bad = self.unfit | self.patiently(place.bad_nodes)
         facts = {"job": place.job, "ranks": self.settings.world_size, "before": before}
         # A supervisor that was taken for dead, and wakes up, must not begin another.
         attempt = self.last = Attempt.begin(self.run_dir, facts, self.last)
@@ -146,7 +150,8 @@ class Supervisor:
                 return nodes
             if self.settings.preflight == "none":
                 return nodes
-            wrong = preflight(self.place, attempt, nodes)
+            spares = good[self.settings.nodes :]
+            wrong = preflight(self.place, attempt, nodes, spares)
             say(f"preflight: {summary(attempt.folder / 'preflight')}")
             if not wrong:
                 return nodes
@@ -162,14 +167,26 @@ class Supervisor:
             self.take_signals(process)
             if self.asked is not None:
                 attempt.ask_to_stop(self.asked)
-            if time.monotonic() - looked_s > LOOK_S:
+            waited_s = time.monotonic() - looked_s
+            if waited_s > LOOK_LOST_S and (waited_s > LOOK_S or self.has_failed(attempt)):
                 looked_s = time.monotonic()
-                with suppress(UserError):  # a controller that does not answer now
-                    self.bad = self.place.bad_nodes(DEAD)
+                self.bad = self.dead_nodes()
                 if any(node in self.bad for node in nodes):
-                    process.terminate()  # srun waits for a dead node for long
+                    self.place.end_now(process)  # srun waits for a dead node for long
             time.sleep(POLL_S)
         return code
+
+    def has_failed(self, attempt: Attempt) -> bool:
+        """Whether rank 0 has said so already."""
+        said = read_end(self.run_dir)
+        return said is not None and said["attempt"] == attempt.number and said["state"] == "failed"
+
+    def dead_nodes(self) -> dict[str, str]:
+        """None where SLURM's controller does not answer."""
+        try:
+            return self.place.bad_nodes(DEAD)
+        except UserError:
+            return {}
 
     def take_signals(self, process: subprocess.Popen[bytes] | None = None) -> None:
         while self.signals:
@@ -219,8 +236,7 @@ class Supervisor:
             if found or time.monotonic() >= deadline:
                 return found
             time.sleep(1.0)
-            with suppress(UserError):
-                self.bad = self.place.bad_nodes(DEAD)
+            self.bad = self.dead_nodes()
 
     def leave(self, action: Next, end: End) -> int:
         """Ends this job as the action says."""
@@ -229,10 +245,23 @@ class Supervisor:
                 # The ranks were asked by SLURM itself, which is about to end this job and to
                 # put it back into the queue.
                 time.sleep(KILLED_S)
-            self.place.back_into_queue(sorted(self.unfit))
+            self.patiently(lambda: self.place.back_into_queue(sorted(self.unfit)))
             return EXIT_STOPPED
-        self.place.finish()
+        with suppress(UserError):  # links that begin all the same find it done
+            self.place.finish()
         return end.code
+
+    def patiently(self, ask: Callable[[], T]) -> T:
+        """What SLURM answers, as soon as its controller does: it may be down for minutes."""
+        deadline = time.monotonic() + CONTROLLER_S
+        while True:
+            try:
+                return ask()
+            except UserError as error:
+                if time.monotonic() > deadline:
+                    raise
+                say(f"trying again: {error}")
+                time.sleep(AGAIN_S)
 
     def pause(self) -> None:
         deadline = time.monotonic() + self.settings.retry.pause_s
@@ -260,23 +289,6 @@ SAID: dict[Next, str] = {
     "queue": "back into the queue",
     "give up": "given up",
 }
-
-
-def prepare(settings: LaunchSettings) -> tuple[Path, Path]:
-    """(run folder, recipe of the ranks): made, with what the run is. Raises UserError."""
-    run_dir = Path(settings.run_dir or f"runs/job-{os.environ.get('SLURM_JOB_ID', os.getpid())}")
-    settings.run_dir = str(run_dir)
-    folder = run_dir / "launch"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "launch.yaml", as_recipe(settings))
-        write_atomically(folder / "recipe.yaml", train_recipe(settings))
-    except OSError as error:
-        raise UserError(
-            f"run_dir: cannot write into {folder}: {error.strerror}; name a folder that all nodes"
-            " can write with --run-dir"
-        ) from None
-    return run_dir, folder / "recipe.yaml"
 
 
 def run(argv: list[str], description: str | None) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
+from launcher.blame import to_blame
 from launcher.preflight import problems, report_lines, summary
 
 NODES = ["n1", "n2", "n3"]
@@ -65,18 +68,50 @@ def test_a_node_that_is_not_fit_is_named_with_the_reason(more, reason):
     assert [line.split(":")[0] for line in lines if line.endswith(", fit")] == ["n1", "n3"]
 
 
-def met(*apart: str) -> dict[str, dict[str, Any]]:
-    """The answers where these nodes could not meet the others."""
-    return {node: answer(node, **({"apart": "no"} if node in apart else {})) for node in NODES}
+def cluster_with(*broken: frozenset[str]) -> tuple[Callable[[list[list[str]]], set[str]], list]:
+    """A check of groups that fails where one holds all the nodes of an entry of `broken`: {n2} for
+    a node that cannot even add up by itself. And the groups that it was asked for."""
+    asked = []
+
+    def fails(groups: list[list[str]]) -> set[str]:
+        asked.append(groups)
+        flat = [node for group in groups for node in group]
+        assert len(flat) == len(set(flat)), "a node is in one group at a time"
+        bad = [group for group in groups if any(entry <= set(group) for entry in broken)]
+        return {node for group in bad for node in group}
+
+    return fails, asked
 
 
-def test_who_is_to_blame_where_nodes_do_not_meet():
-    assert list(problems(met("n1", "n3"), NODES, 2)) == ["n3"], "n1 has waited for it"
-    assert list(problems(met("n1", "n2", "n3"), NODES, 2)) == ["n1"], "nobody comes to it"
-    assert list(problems(met("n2", "n3"), NODES, 2)) == ["n1"]
-    assert list(problems(met("n1"), NODES, 2)) == ["n1"]
-    silent = {node: report for node, report in met("n1", "n2").items() if node != "n3"}
-    assert list(problems(silent, NODES, 2)) == ["n3"], "for which all others have waited"
+def cannot_reach(node: str, others: Iterable[str]) -> list[frozenset[str]]:
+    return [frozenset({node, other}) for other in others if other != node]
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 8, 33])
+def test_a_node_that_no_other_can_reach_is_to_blame(count):
+    nodes = [f"n{number}" for number in range(count)]
+    for bad in nodes:
+        assert to_blame(cluster_with(*cannot_reach(bad, nodes))[0], nodes, []) == {bad}
+
+
+def test_two_bad_nodes_of_many_are_both_found():
+    nodes = [f"n{number}" for number in range(16)]
+    for pair in itertools.combinations(nodes, 2):
+        broken = [entry for bad in pair for entry in cannot_reach(bad, nodes)]
+        assert to_blame(cluster_with(*broken)[0], nodes, []) == set(pair)
+
+
+def test_a_node_that_fails_alone_is_to_blame_and_no_pair_is_tried():
+    fails, asked = cluster_with(frozenset({"n2"}))
+    assert to_blame(fails, NODES, []) == {"n2"}
+    assert len(asked) == 1
+
+
+def test_a_spare_node_tells_which_of_two_is_to_blame():
+    fails, _ = cluster_with(*cannot_reach("n1", ["n2", "n3"]))
+    assert to_blame(fails, ["n1", "n2"], ["n3"]) == {"n1"}
+    assert to_blame(fails, ["n1", "n2"], []) == {"n1", "n2"}, "nobody can tell"
+    assert to_blame(fails, ["n2", "n3"], ["n1"]) == set(), "it did not happen again"
 
 
 def test_a_node_that_is_silent_is_named():

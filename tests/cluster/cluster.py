@@ -111,10 +111,18 @@ class Cluster:
             )
         )  # fmt: skip
         wait_for(lambda: Path(socket_).exists(), "munged")
-        self._daemons.append(self._start("slurmctld", "-D", "-f", str(self.configuration)))
+        self.start_controller()
         for node in NODES:
             self.start_node(node)
         self.wait_for_idle_nodes()
+
+    def start_controller(self) -> None:
+        self.controller = self._start("slurmctld", "-D", "-f", str(self.configuration))
+        self._daemons.append(self.controller)
+
+    def kill_controller(self) -> None:
+        self.controller.kill()
+        self.controller.wait()
 
     def start_node(self, node: str) -> None:
         """Starts a node's daemon, in a place of its own."""

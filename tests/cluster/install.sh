@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # Installs SLURM and munge (Debian, Ubuntu; as root), for the tests of this folder.
 set -euo pipefail
+if [ "$(id -u)" != 0 ]; then
+    echo "the cluster tests start a SLURM of their own, which only root can" >&2
+    exit 2
+fi
 if command -v slurmctld slurmd munged sbatch >/dev/null; then
     exit 0
 fi
-if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+if ! command -v apt-get >/dev/null; then
     echo "the cluster tests need SLURM: install slurmctld, slurmd, slurm-client and munge" >&2
     exit 2
 fi

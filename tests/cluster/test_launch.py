@@ -208,6 +208,18 @@ def test_a_rank_is_killed(run):
     run.finish(2, "lost rank")
 
 
+def test_a_rank_is_killed_while_the_controller_is_down(run, cluster):
+    run.launch()
+    run.wait_for_figures(25)
+    with run.failing("a rank is killed, and SLURM's controller is down"):
+        run.failed_s = time.monotonic()
+        cluster.kill_controller()
+        os.kill(run.ranks("n2")[0], signal.SIGKILL)
+        wait_for(lambda: "trying again: " in run.log(), "its retries", 120, run.log)
+        cluster.start_controller()
+    run.finish(2, "lost rank")
+
+
 def test_the_time_limit_comes_in_the_middle_and_the_next_link_goes_on(run):
     run.launch("--links", "2", "--slurm.time", "3:00", "--slurm.save-s", "60")
     run.wait_for_step(20)

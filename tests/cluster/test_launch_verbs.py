@@ -12,7 +12,7 @@ from elemdist.attempts import Attempt, numbers
 from elemdist.stop import read_end
 from launcher.progress import newest_step
 from tests.cluster.cluster import NODES, Cluster, free_ports, wait_for
-from tests.conftest import TINY, expect_user_error
+from tests.conftest import REPOSITORY, TINY, expect_user_error
 
 ONE = ["--nodes", "1", "--ranks-per-node", "1", "--preflight", "quick", "--eval-every", "0"]
 
@@ -126,6 +126,27 @@ def test_a_bad_node_is_named_and_replaced_by_the_spare(cluster, packed, tmp_path
         cluster.on_node("n2", "umount", theirs)
     log = cluster.ask("elemdist", "logs", run, "--job")
     assert "preflight: n2 is not fit: its numpy is 0.1, that of others" in log
+    assert "attempt 1 on n1, n3" in log
+    everything_ended(cluster)
+
+
+def test_a_node_on_which_a_sum_hangs_is_found_out(cluster, packed, tmp_path):
+    """All that add up with it hang, too."""
+    run, check = tmp_path / "run", REPOSITORY / "launcher" / "node_check.py"
+    broken = tmp_path / "node_check.py"
+    broken.write_text(check.read_text().replace("dist.all_reduce(tensor)", "time.sleep(600)"))
+    assert broken.read_text() != check.read_text()
+    words = [*TINY, "--data.train", packed / "train", "--steps", "3", "--run-dir", run]
+    more = ["--nodes", "2", "--spare-nodes", "1", "--ranks-per-node", "1", "--eval-every", "0"]
+    cluster.on_node("n2", "mount", "--bind", broken, check)
+    try:
+        cluster.ask("elemdist", "launch", *words, *more, "--preflight-s", "15")
+        wait_for(lambda: newest_ends(run), "its end", 180)
+    finally:
+        cluster.on_node("n2", "umount", check)
+    log = cluster.ask("elemdist", "logs", run, "--job")
+    assert "preflight: n2 is not fit: the sum over all nodes failed: it hangs" in log
+    assert "n1 is not fit" not in log
     assert "attempt 1 on n1, n3" in log
     everything_ended(cluster)
 
