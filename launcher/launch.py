@@ -29,7 +29,15 @@ from launcher.history import done_at, note_launch
 from launcher.progress import newest_step
 from launcher.run_jobs import job_name, jobs_of, note_jobs
 from launcher.settings import LaunchSettings, as_recipe, read, seconds, train_recipe
-from launcher.submission import command, prepare, sbatch_words, setup_text, variables_of
+from launcher.submission import (
+    SCRIPT,
+    command,
+    prepare,
+    resources,
+    sbatch_words,
+    setup_text,
+    variables_of,
+)
 from launcher.supervise import run as supervise
 
 
@@ -86,6 +94,9 @@ def check_cluster(settings: LaunchSettings) -> None:
     """Raises UserError where there is no SLURM, or its partition cannot run this."""
     nodes = settings.nodes + settings.spare_nodes
     slurm.check_partition(settings.slurm.partition, nodes, seconds(settings.slurm.time))
+    gpus = f", {settings.gpus_per_node} GPUs" if settings.asks_for_gpus else ""
+    asked = f"{nodes} nodes with {settings.per_node} ranks{gpus} each"
+    slurm.check_request([*resources(settings, os.devnull), str(SCRIPT)], asked)
 
 
 def unchecked(settings: LaunchSettings) -> list[str]:

@@ -143,7 +143,7 @@ class InJob(Here):
         ]  # fmt: skip
         if settings.slurm.cpus_per_rank:
             words.append(f"--cpus-per-task={settings.slurm.cpus_per_rank}")
-        if settings.slurm.gpus and settings.device != "cpu":
+        if settings.asks_for_gpus:
             words.append(f"--gpus-per-node={settings.gpus_per_node}")
         return words
 

@@ -53,7 +53,6 @@ def ask_nodes(
     for path in folder.glob("*.json"):
         path.unlink()  # of an earlier check in the same attempt
     settings, nodes = place.settings, [node for group in groups for node in group]
-    gpus = settings.slurm.gpus and settings.device != "cpu"
     told = [
         # Two nodes may be one machine: each group has ports of its own.
         {"nodes": group, "address": place.addresses[group[0]], "port": port + 2 * (index % 100)}
@@ -64,7 +63,7 @@ def ask_nodes(
         "1" if reduce else "0", str(settings.preflight_s),
     ]  # fmt: skip
     words = [
-        *place.step_words(nodes, settings.per_node if gpus else 1),
+        *place.step_words(nodes, settings.per_node if settings.asks_for_gpus else 1),
         "--kill-on-bad-exit=0", "--output=none",
         *in_container(settings, place.run_dir, check),
     ]  # fmt: skip
@@ -86,7 +85,7 @@ def check_nodes(
 ) -> tuple[dict[str, Report], dict[str, str]]:
     """(what each node says of itself, what is wrong with those that are not fit)."""
     settings = place.settings
-    gpus = settings.gpus_per_node if settings.slurm.gpus and settings.device != "cpu" else 0
+    gpus = settings.gpus_per_node if settings.asks_for_gpus else 0
     found = ask_nodes(place, folder, port, [nodes], reduce)
     wrong = problems(found, nodes, gpus)
     told = apart(found)

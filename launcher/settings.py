@@ -108,6 +108,11 @@ class LaunchSettings(PlanSettings):
         return self.ranks_per_node or (1 if self.device == "cpu" else self.gpus_per_node)
 
     @property
+    def asks_for_gpus(self) -> bool:
+        """Whether SLURM is to give the ranks GPUs."""
+        return self.slurm.gpus and self.device != "cpu"
+
+    @property
     def world_size(self) -> int:
         return self.nodes * self.per_node
 

@@ -163,6 +163,19 @@ def check_partition(name: str | None, nodes: int, limit_s: int) -> None:
         )
 
 
+def check_request(words: Sequence[str], asked: str) -> None:
+    """Whether any nodes could run a job with these arguments of sbatch, for which `asked` is
+    said in words. What only has to wait for nodes is not refused.
+
+    Raises:
+        UserError: there are no such nodes, account, quality of service and so on.
+    """
+    done = call("sbatch", "--test-only", *words)
+    reason = one_line(done.stderr).removeprefix("allocation failure: ")
+    if done.returncode and ("configuration" in reason or "nvalid" in reason):
+        raise UserError(f"SLURM would never run this job, {asked}: {reason}")
+
+
 def listed(names: Sequence[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 

@@ -35,7 +35,7 @@ def resources(settings: LaunchSettings, log: str) -> list[str]:
     ]  # fmt: skip
     if settings.spare_nodes:
         words.append("--no-kill")
-    if chosen.gpus and settings.device != "cpu":
+    if settings.asks_for_gpus:
         words.append(f"--gpus-per-node={settings.gpus_per_node}")
     for option, value in [
         ("partition", chosen.partition),
