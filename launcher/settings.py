@@ -188,15 +188,22 @@ def cluster_file(name: str) -> Path:
 
 def read(argv: list[str], prog: str, description: str | None = None) -> LaunchSettings:
     """The settings of a launch: those of the cluster lie beneath the recipes. Raises UserError."""
-    known = leaf_types(LaunchSettings)
     if not any(word in ("-h", "--help") for word in argv):
-        recipes, values = split_arguments(argv, known)
-        name = values.get("cluster")
-        for recipe in recipes:
-            name = name or read_recipe(recipe, known).get("cluster")
+        name = stated(argv).get("cluster")
         if name is not None:
             argv = [str(cluster_file(name)), *argv]
     return parse(LaunchSettings, argv, prog, None, description)
+
+
+def stated(argv: list[str]) -> dict[str, str]:
+    """What the arguments and their recipes set: dotted key -> text. Raises UserError."""
+    known, found = leaf_types(LaunchSettings), {}
+    recipes, values = split_arguments(argv, known)
+    for recipe in recipes:
+        found |= read_recipe(recipe, known)
+    if name := values.get("cluster", found.get("cluster")):
+        found = read_recipe(str(cluster_file(name)), known) | found
+    return found | values
 
 
 def changed(settings: Any, kind: type | None = None) -> dict[str, Any]:

@@ -4,12 +4,14 @@ hand, and options that win over its own."""
 from __future__ import annotations
 
 import os
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from elemdist.atomic import write_atomically
 from elemdist.errors import UserError
+from launcher.local import count_gpus
 from launcher.settings import LaunchSettings, as_recipe, train_recipe
 
 HOME = Path(__file__).resolve().parent.parent
@@ -56,6 +58,21 @@ def variables_of(folder: Path) -> dict[str, str]:
     a comma."""
     setup = str(folder / "setup.sh")
     return {"ELEMDIST_LAUNCHED": "1", "ELEMDIST_HOME": str(HOME), "ELEMDIST_SETUP": setup}
+
+
+def of_job(known: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Options for what the surrounding job has, which was submitted by hand, except for the
+    settings `known` already."""
+    text = environment.get("SLURM_GPUS_PER_NODE") or environment.get("SLURM_GPUS_ON_NODE", "")
+    counted = sum(int(number) for number in re.findall(r"(?:^|[,:])(\d+)(?=,|$)", text))
+    spare = known.get("spare_nodes", "0")
+    nodes = int(environment["SLURM_JOB_NUM_NODES"]) - (int(spare) if spare.isdigit() else 0)
+    found = {"slurm.gpus": str(bool(counted)).lower(), "nodes": str(max(1, nodes))}
+    if gpus := counted or count_gpus():  # some clusters do not count them
+        found["gpus_per_node"] = str(gpus)
+    else:
+        found["ranks_per_node"] = environment.get("SLURM_NTASKS_PER_NODE", "1")
+    return [f"--{name}={value}" for name, value in found.items() if name not in known]
 
 
 def command(variables: dict[str, str], words: Sequence[str]) -> str:

@@ -36,8 +36,8 @@ from launcher.history import done_at, ends_of, in_short, last_error, note_launch
 from launcher.places import DEAD, Here, InJob, place_of
 from launcher.preflight import RUN_FOLDER, preflight, summary
 from launcher.progress import newest_step, steps_done
-from launcher.settings import LaunchSettings, read
-from launcher.submission import prepare
+from launcher.settings import LaunchSettings, read, stated
+from launcher.submission import of_job, prepare
 
 SIGNALS = {
     signal.SIGUSR2: TIME_LIMIT,
@@ -295,15 +295,18 @@ def run(argv: list[str], description: str | None) -> int:
     """``elemdist supervise``; the exit code."""
     task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     argv = [word.replace("%a", task) if word.endswith("/%a.yaml") else word for word in argv]
+    in_job, by_hand = "SLURM_JOB_ID" in os.environ, "ELEMDIST_LAUNCHED" not in os.environ
+    if in_job and by_hand:
+        argv = [*argv, *of_job(stated(argv))]
     settings = read(argv, "elemdist supervise", description)
-    settings.local = settings.local or "SLURM_JOB_ID" not in os.environ
+    settings.local = settings.local or not in_job
     settings.check_launch()
     run_dir, recipe = prepare(settings)
     if (step := done_at(run_dir, settings.steps)) is not None:
         say(f"{run_dir}: the run is done already, after step {step}")
         return 0
-    if "ELEMDIST_LAUNCHED" not in os.environ and not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
-        note_launch(run_dir)  # by hand; `elemdist launch` has done so before it submitted
+    if by_hand and not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        note_launch(run_dir)  # as `elemdist launch` does before it submits
     place = place_of(settings, run_dir, recipe)
     say(f"run folder {run_dir}; job {place.job or 'none'}")
     try:

@@ -10,6 +10,7 @@ from elemdist.attempts import Attempt
 from elemdist.errors import UserError
 from launcher.places import Here, InJob, place_of
 from launcher.settings import LaunchSettings
+from launcher.submission import of_job
 
 JOB = {
     "SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_JOB_NAME": "a-run",
@@ -79,3 +80,28 @@ def test_a_job_that_is_not_what_the_settings_say_is_refused(words, tmp_path):
     with pytest.raises(UserError, match="ranks_per_node: a node has 8 CPUs for 9 ranks"):
         place_of(LaunchSettings(nodes=2, ranks_per_node=9), tmp_path, tmp_path)
     assert type(place_of(LaunchSettings(nodes=2, local=True), tmp_path, tmp_path)) is Here
+
+
+@pytest.mark.parametrize(
+    ("variables", "known", "expected"),
+    [
+        ({"SLURM_GPUS_PER_NODE": "8"}, {}, {"nodes": "4", "gpus_per_node": "8", "gpus": "true"}),
+        ({"SLURM_GPUS_PER_NODE": "h100:8"}, {"nodes": "1"}, {"gpus_per_node": "8", "gpus": "true"}),
+        (
+            {"SLURM_GPUS_ON_NODE": "4", "SLURM_NTASKS_PER_NODE": "1"},
+            {"spare_nodes": "1", "slurm.gpus": "true"},
+            {"nodes": "3", "gpus_per_node": "4"},
+        ),
+        ({}, {}, {"nodes": "4", "ranks_per_node": "1", "gpus": "false"}),
+        (
+            {"SLURM_NTASKS_PER_NODE": "2"},
+            {},
+            {"nodes": "4", "ranks_per_node": "2", "gpus": "false"},
+        ),
+    ],
+)
+def test_what_was_submitted_by_hand_takes_what_its_job_has(variables, known, expected, monkeypatch):
+    monkeypatch.setattr("launcher.submission.count_gpus", lambda: 0)
+    words = of_job(known, {"SLURM_JOB_NUM_NODES": "4"} | variables)
+    pairs = [word.removeprefix("--").removeprefix("slurm.").split("=") for word in words]
+    assert dict(pairs) == expected

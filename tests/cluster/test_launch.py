@@ -191,12 +191,12 @@ def test_a_plain_sbatch_of_the_script(run):
     log = run.run.parent / "job.log"
     number = run.cluster.ask(
         "sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=2", f"--output={log}",
-        "slurm/train.sbatch",
-        *run.words, *NODES_2,
+        "slurm/train.sbatch", *run.words,
     )  # fmt: skip
     assert number.isdigit()
     wait_for(lambda: not run.in_queue(), "its end", LONG_S)
     assert read_end(run.run)["state"] == "done", log.read_text()
+    assert Attempt(run.run, 1).read("begin")["ranks"] == 4, "all that the job has"
     same_run(run.run, run.undisturbed, STEPS)
 
 
