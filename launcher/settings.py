@@ -197,7 +197,8 @@ def read(argv: list[str], prog: str, description: str | None = None) -> LaunchSe
 
 def stated(argv: list[str]) -> dict[str, str]:
     """What the arguments and their recipes set: dotted key -> text. Raises UserError."""
-    known, found = leaf_types(LaunchSettings), {}
+    known = leaf_types(LaunchSettings)
+    found: dict[str, str] = {}
     recipes, values = split_arguments(argv, known)
     for recipe in recipes:
         found |= read_recipe(recipe, known)

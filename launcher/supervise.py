@@ -14,28 +14,20 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from elemdist.attempts import Attempt
-from elemdist.errors import (
-    EXIT_DIVERGED,
-    EXIT_INTERRUPTED,
-    EXIT_LOST,
-    EXIT_NOT_SAVED,
-    EXIT_STALLED,
-    EXIT_STOPPED,
-    EXIT_USER_ERROR,
-    Superseded,
-    UserError,
-)
+from elemdist.errors import EXIT_LOST, EXIT_STOPPED, EXIT_USER_ERROR, Superseded, UserError
 from elemdist.stop import read_end
-from launcher.decide import CANCELLED, TIME_LIMIT, End, Next, decide
-from launcher.history import done_at, ends_of, in_short, last_error, note_launch, note_lost
+from launcher.decide import TIME_LIMIT, End, Next, decide
+from launcher.history import done_at, ends_of, note_launch, note_lost
+from launcher.judge import judge
 from launcher.places import DEAD, Here, InJob, place_of
 from launcher.preflight import RUN_FOLDER, preflight, summary
-from launcher.progress import newest_step, steps_done
+from launcher.progress import newest_step
 from launcher.settings import LaunchSettings, read, stated
 from launcher.submission import of_job, prepare
 
@@ -43,13 +35,6 @@ SIGNALS = {
     signal.SIGUSR2: TIME_LIMIT,
     signal.SIGTERM: "SIGTERM: the job is preempted, requeued or cancelled",
     signal.SIGINT: "Ctrl-C",
-}
-KINDS = {
-    EXIT_USER_ERROR: "mistake",
-    EXIT_LOST: "lost rank",
-    EXIT_STALLED: "hang",
-    EXIT_DIVERGED: "diverged",
-    EXIT_NOT_SAVED: "not saved",
 }
 POLL_S = 0.2
 LOOK_S, LOOK_LOST_S = 30.0, 5.0  # between two looks at the nodes; when a rank was lost
@@ -125,7 +110,7 @@ class Supervisor:
         process = place.start(attempt, nodes)
         code = self.wait(process, attempt, nodes)
         attempt.check()  # one that woke up has nothing to say any more
-        end = self.judge(attempt, nodes, code, before)
+        end = judge(attempt, code, before, self.forced, partial(self.lost_nodes, nodes))
         attempt.write("end", vars(end) | {"nodes": nodes, "job": place.job})
         say(f"attempt {attempt.number} ended after step {end.step}: {end.reason}")
         return end
@@ -196,38 +181,9 @@ class Supervisor:
                 self.place.end_now(process)
             self.asked = self.asked or SIGNALS[signal.Signals(number)]
 
-    def judge(self, attempt: Attempt, nodes: list[str], code: int, before: int) -> End:
-        """What the end of the ranks means."""
-        said = read_end(self.run_dir)
-        ours = said if said is not None and said["attempt"] == attempt.number else None
-        asked = attempt.asked_to_stop()
-        after = newest_step(self.run_dir)
-        logged = steps_done(self.run_dir, float(attempt.read("begin").get("time_s", 0)))
-        step = max(before, after, logged, int(ours["step"]) if ours else 0)
-        facts: dict[str, Any] = {"before": before, "after": after, "step": step, "asked": asked}
-        if ours is not None and ours["state"] in ("done", "stopped") and not ours["code"]:
-            return End(0, "done", "done", **facts)  # or at its stop_step
-        if ours is not None and ours["code"] == EXIT_STOPPED:
-            return End(EXIT_STOPPED, "stopped", ours["reason"], **facts)
-        if self.forced:
-            return End(EXIT_INTERRUPTED, "interrupted", "ended at once, by Ctrl-C twice", **facts)
-        if asked == CANCELLED:
-            return End(EXIT_LOST, "cancelled", f"{CANCELLED}, without a checkpoint", **facts)
-        if bad := self.look_for_bad_nodes(nodes, ours):
-            told = ", ".join(f"{node} is {state}" for node, state in bad.items())
-            return End(EXIT_LOST, "node", f"a node was lost: {told}", **facts)
-        if ours is not None and ours["code"]:
-            kind = KINDS.get(ours["code"], "crash")
-            return End(ours["code"], kind, in_short(ours["reason"]) or kind, **facts)
-        if code == EXIT_USER_ERROR:
-            return End(code, "mistake", last_error(attempt) or "a mistake, see the log", **facts)
-        reason = last_error(attempt) or f"the ranks ended with code {code} and did not say why"
-        return End(code or EXIT_LOST, "lost rank", reason, **facts)
-
-    def look_for_bad_nodes(self, nodes: list[str], said: dict[str, Any] | None) -> dict[str, str]:
-        """Those of the attempt that are gone, where a lost rank may come of it: SLURM needs time
-        to notice."""
-        suspicious = said is None or said["state"] == "running" or said["code"] == EXIT_LOST
+    def lost_nodes(self, nodes: list[str], suspicious: bool) -> dict[str, str]:
+        """Those of the attempt that are gone; where a lost rank may come of it, SLURM needs time to
+        notice."""
         if suspicious and self.place.answer(nodes, SETTLE_S):
             suspicious = False  # as where a rank was killed for its memory
         deadline = time.monotonic() + (SETTLE_S if suspicious else 0)
