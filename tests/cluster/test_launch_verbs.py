@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import distribution, version
 from pathlib import Path
 
@@ -111,64 +113,63 @@ def environment_of(process: int) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+@contextmanager
+def mounted_on_n2(cluster: Cluster, place: str | Path, *words: str | Path) -> Iterator[None]:
+    """`mount WORDS PLACE`, seen by that node alone."""
+    cluster.on_node("n2", "mount", *words, place)
+    try:
+        yield
+    finally:
+        cluster.on_node("n2", "umount", place)
+
+
+def launched(cluster: Cluster, packed: Path, run: Path, *more: str) -> str:
+    """The log of the jobs of a run on two nodes, when it is done."""
+    words = [*TINY, "--data.train", packed / "train", "--steps", "3", "--run-dir", run]
+    words += ["--nodes", "2", "--ranks-per-node", "1", "--eval-every", "0", *more]
+    cluster.ask("elemdist", "launch", *words)
+    wait_for(lambda: newest_ends(run), "its end", 180)
+    log = cluster.ask("elemdist", "logs", run, "--job")
+    everything_ended(cluster)
+    return log
+
+
 def test_a_bad_node_is_named_and_replaced_by_the_spare(cluster, packed, tmp_path):
     """It has another version of a package than the others."""
-    run, metadata = tmp_path / "run", tmp_path / "METADATA"
+    metadata = tmp_path / "METADATA"
     metadata.write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.1\n")
     theirs = str(distribution("numpy").locate_file(f"numpy-{version('numpy')}.dist-info/METADATA"))
-    words = [*TINY, "--data.train", packed / "train", "--steps", "3", "--run-dir", run]
-    more = ["--nodes", "2", "--spare-nodes", "1", "--ranks-per-node", "1", "--eval-every", "0"]
-    cluster.on_node("n2", "mount", "--bind", metadata, theirs)
-    try:
-        cluster.ask("elemdist", "launch", *words, *more, "--preflight", "quick")
-        wait_for(lambda: newest_ends(run), "its end", 180)
-    finally:
-        cluster.on_node("n2", "umount", theirs)
-    log = cluster.ask("elemdist", "logs", run, "--job")
+    with mounted_on_n2(cluster, theirs, "--bind", metadata):
+        more = ["--spare-nodes", "1", "--preflight", "quick"]
+        log = launched(cluster, packed, tmp_path / "run", *more)
     assert "preflight: n2 is not fit: its numpy is 0.1, that of others" in log
     assert "attempt 1 on n1, n3" in log
-    everything_ended(cluster)
 
 
 def test_a_node_on_which_a_sum_hangs_is_found_out(cluster, packed, tmp_path):
     """All that add up with it hang, too."""
-    run, check = tmp_path / "run", REPOSITORY / "launcher" / "node_check.py"
-    broken = tmp_path / "node_check.py"
+    check, broken = REPOSITORY / "launcher" / "node_check.py", tmp_path / "node_check.py"
     broken.write_text(check.read_text().replace("dist.all_reduce(tensor)", "time.sleep(600)"))
     assert broken.read_text() != check.read_text()
-    words = [*TINY, "--data.train", packed / "train", "--steps", "3", "--run-dir", run]
-    more = ["--nodes", "2", "--spare-nodes", "1", "--ranks-per-node", "1", "--eval-every", "0"]
-    cluster.on_node("n2", "mount", "--bind", broken, check)
-    try:
-        cluster.ask("elemdist", "launch", *words, *more, "--preflight-s", "15")
-        wait_for(lambda: newest_ends(run), "its end", 180)
-    finally:
-        cluster.on_node("n2", "umount", check)
-    log = cluster.ask("elemdist", "logs", run, "--job")
+    with mounted_on_n2(cluster, check, "--bind", broken):
+        more = ["--spare-nodes", "1", "--preflight-s", "15"]
+        log = launched(cluster, packed, tmp_path / "run", *more)
     assert "preflight: n2 is not fit: the sum over all nodes failed: it hangs" in log
     assert "n1 is not fit" not in log
     assert "attempt 1 on n1, n3" in log
-    everything_ended(cluster)
 
 
 def test_a_bad_node_without_a_spare_is_not_asked_for_again(cluster, packed, tmp_path):
     """Its file system for the run cannot be written."""
     run = tmp_path / "run"
     run.mkdir()
-    words = [*TINY, "--data.train", packed / "train", "--steps", "3", "--run-dir", run]
-    more = ["--nodes", "2", "--ranks-per-node", "1", "--eval-every", "0", "--preflight", "quick"]
-    cluster.on_node("n2", "mount", "-t", "tmpfs", "-o", "ro", "tmpfs", run)
-    try:
-        cluster.ask("elemdist", "launch", *words, *more)
-        wait_for(lambda: newest_ends(run), "its end", 180)
-    finally:
-        cluster.on_node("n2", "umount", run)
+    with mounted_on_n2(cluster, run, "-t", "tmpfs", "-o", "ro", "tmpfs"):
+        launched(cluster, packed, run, "--preflight", "quick")
     first = Attempt(run, 1).read("end")
     assert first["kind"] == "node"
     assert "n2: " in first["reason"]
     assert Attempt(run, 2).read("nodes")["nodes"] == ["n1", "n3"]
     assert first["job"] != Attempt(run, 2).read("begin")["job"], "a job of its own, without n2"
-    everything_ended(cluster)
 
 
 def test_a_disk_that_is_full_for_all_nodes_is_given_up_at_once(cluster, packed):
