@@ -74,12 +74,11 @@ def launch(settings: LaunchSettings) -> int:
 def complete(settings: LaunchSettings) -> Path:
     """Makes all paths absolute, and checks what needs neither model nor cluster; the run folder.
     Raises UserError."""
-    if not settings.run_dir:
-        raise UserError("no run folder; add --run-dir DIR, in a file system that all nodes share")
-    settings.run_dir = os.path.abspath(settings.run_dir)
+    run_dir = settings.run_folder()
+    settings.run_dir = str(run_dir)
     make_absolute(settings)
     settings.check_launch()
-    return Path(settings.run_dir)
+    return run_dir
 
 
 def is_done(settings: LaunchSettings) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,8 @@ class SlurmSettings:
     """The container's image."""
     mounts: list[str] = field(default_factory=list)
     """Folders that the container sees beside the run's own, as '["/data", "/scratch:/tmp"]'."""
+    runs: str | None = None
+    """Folder for runs that all nodes share: a run_dir that is no absolute path lies in it."""
     save_s: int = 300
     """Seconds before the time limit at which the ranks are asked to save and end."""
 
@@ -115,6 +118,12 @@ class LaunchSettings(PlanSettings):
     @property
     def world_size(self) -> int:
         return self.nodes * self.per_node
+
+    def run_folder(self) -> Path:
+        """Where run_dir is. Raises UserError where it is not set."""
+        if not self.run_dir:
+            raise UserError("no run folder; add --run-dir DIR, in a folder that all nodes share")
+        return Path(os.path.abspath(Path(self.slurm.runs or "") / self.run_dir))
 
     def check_launch(self) -> None:
         """Raises UserError on what can be said without asking the cluster."""

@@ -87,7 +87,10 @@ def setup_text(settings: LaunchSettings) -> str:
 
 def prepare(settings: LaunchSettings) -> tuple[Path, Path]:
     """(run folder, recipe of the ranks): made, with what the run is. Raises UserError."""
-    run_dir = Path(settings.run_dir or f"runs/job-{os.environ.get('SLURM_JOB_ID', os.getpid())}")
+    if settings.run_dir is None:
+        job = f"job-{os.environ.get('SLURM_JOB_ID', os.getpid())}"
+        settings.run_dir = job if settings.slurm.runs else f"runs/{job}"
+    run_dir = settings.run_folder()
     settings.run_dir = str(run_dir)
     folder = run_dir / "launch"
     try:

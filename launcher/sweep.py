@@ -47,11 +47,9 @@ SHARED = (
 def launch_sweep(argv: list[str], shared: LaunchSettings) -> int:
     """Checks all runs, and submits those that are neither done nor in the queue; the exit code.
     Raises UserError."""
-    if not shared.run_dir:
-        raise UserError("no folder for the runs; add --run-dir DIR, which all nodes share")
     if shared.links > 1:
         raise UserError("links: a task of an array goes back into the queue itself; leave it out")
-    place = Path(shared.run_dir).absolute()
+    place = shared.run_folder()
     runs = read_sweep(argv, shared, place)
     if shared.local:
         codes = [launch(one) for one in runs]

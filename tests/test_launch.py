@@ -20,6 +20,7 @@ from elemdist.errors import UserError
 from elemdist.stop import read_end
 from launcher.launch import run as launch
 from launcher.progress import newest_step
+from launcher.settings import CLUSTERS, read
 from tests.conftest import ELEMDIST, REPOSITORY, TINY, elemdist, expect_user_error, metrics
 from tests.test_elastic import same_run
 
@@ -202,6 +203,21 @@ def test_what_cannot_be_is_refused_before_anything_is_submitted(
 def test_a_refusal_is_told_in_one_line_with_exit_code_2(packed, tmp_path):
     run = ["--data.train", packed / "train", "--run-dir", tmp_path / "run", *TINY]
     expect_user_error(elemdist("launch", *run, PATH=str(tmp_path)), "there is no SLURM here")
+
+
+def test_the_example_of_a_cluster_is_right_in_what_it_leaves_out_too(tmp_path):
+    text = (CLUSTERS / "example.yaml").read_text()
+    whole = re.sub(r"^( *)# (\w+: )", r"\1\2", text, flags=re.MULTILINE)
+    path = tmp_path / "ours.yaml"
+    path.write_text(whole)
+    settings = read(["--cluster", str(path), "--run-dir", "base"], "elemdist launch")
+    settings.check_launch()
+    assert whole != text
+    assert settings.slurm.container == "apptainer"
+    assert settings.data.train == "/shared/shards/train"
+    assert str(settings.run_folder()) == "/shared/runs/base"
+    settings.run_dir = "/elsewhere/base"
+    assert str(settings.run_folder()) == "/elsewhere/base"
 
 
 def test_a_dry_run_prints_all_and_writes_nothing(packed, tmp_path):
