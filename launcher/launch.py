@@ -26,6 +26,7 @@ from elemdist.errors import UserError
 from elemdist.units import duration
 from launcher import slurm
 from launcher.history import done_at, note_launch
+from launcher.local import count_gpus
 from launcher.progress import newest_step
 from launcher.run_jobs import job_name, jobs_of, note_jobs
 from launcher.settings import LaunchSettings, as_recipe, read, seconds, train_recipe
@@ -197,7 +198,7 @@ def check_fit(settings: LaunchSettings) -> list[str]:
     config = shape(settings, subword=False, labels=labels)
     case = case_of(settings, config, tensor_sizes(config))
     lines = ["batch: " + batch_of(settings, config).chain(config.n * config.v)]
-    if settings.device == "cpu":
+    if settings.device == "cpu" or (settings.local and not count_gpus()):
         return lines
     need, most = total(case), settings.memory_bytes
     if need > most:
@@ -206,10 +207,12 @@ def check_fit(settings: LaunchSettings) -> list[str]:
             " `elemdist plan` with the same arguments tells what takes less"
         )
     whole_s = work_of(settings, case).seconds * settings.steps
+    lines.append(f"time: {duration(whole_s)} at {settings.mfu:.0%} of the peak (--mfu)")
+    if settings.local:
+        return lines
     jobs = jobs_needed(whole_s, seconds(settings.slurm.time), settings.slurm.save_s)
-    limit = f"{jobs} job(s) of {settings.slurm.time}"
-    lines.append(f"time: {duration(whole_s)} at {settings.mfu:.0%} of the peak (--mfu): {limit}")
-    if jobs > settings.links and not settings.local:
+    lines[-1] += f": {jobs} job(s) of {settings.slurm.time}"
+    if jobs > settings.links:
         lines.append(
             f"it goes back into the queue at its time limit; --links {jobs} spares it the waiting"
         )

@@ -73,7 +73,10 @@ def logs(argv: list[str], description: str | None) -> int:
     path = log_of(run_dir, settings)
     if path is None or not path.exists():
         there = ", ".join(map(str, numbers(run_dir))) or "none"
-        raise UserError(f"{run_dir}: no such log; its attempts are {there}")
+        ranks = len(list(path.parent.glob("rank-*.log"))) if path is not None else 0
+        has = f"that attempt has {ranks}, the first of rank 0"
+        told = has if ranks else f"its attempts are {there}"
+        raise UserError(f"{run_dir}: no such log; {told}")
     lines = tail(path, 1 << 40)
     print("\n".join(lines[-settings.lines :]))
     if settings.follow:

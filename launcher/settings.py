@@ -15,6 +15,7 @@ from elemdist.commandline import leaf_types, parse, read_recipe, split_arguments
 from elemdist.config import TrainSettings, at_least
 from elemdist.errors import UserError, nearest
 from elemdist.remote import public
+from launcher.local import count_gpus
 from launcher.plan import CONFIGS, PlanSettings
 
 CLUSTERS = CONFIGS / "cluster"
@@ -82,7 +83,7 @@ class LaunchSettings(PlanSettings):
     nodes: int = 1
     """Nodes of the run."""
     ranks_per_node: int = 0
-    """Ranks on a node; 0: as many as GPUs, one on a CPU."""
+    """Ranks on a node; 0: as many as GPUs, one without any."""
     spare_nodes: int = 0
     """Nodes held beside them, which take the place of those that die."""
     links: int = 1
@@ -108,7 +109,8 @@ class LaunchSettings(PlanSettings):
     @property
     def per_node(self) -> int:
         """Ranks on a node."""
-        return self.ranks_per_node or (1 if self.device == "cpu" else self.gpus_per_node)
+        gpus = count_gpus() if self.local else self.gpus_per_node
+        return self.ranks_per_node or (1 if self.device == "cpu" else max(1, gpus))
 
     @property
     def asks_for_gpus(self) -> bool:

@@ -264,7 +264,8 @@ def run(argv: list[str], description: str | None) -> int:
     if by_hand and not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         note_launch(run_dir)  # as `elemdist launch` does before it submits
     place = place_of(settings, run_dir, recipe)
-    say(f"run folder {run_dir}; job {place.job or 'none'}")
+    shown = f"`elemdist logs '{run_dir}' --follow` shows what its ranks print"
+    say(f"run folder {run_dir}; job {place.job}" if place.job else shown)
     try:
         return Supervisor(settings, run_dir, place).run()
     except Superseded as error:

@@ -19,6 +19,7 @@ from elemdist.attempts import Attempt, numbers
 from elemdist.errors import UserError
 from elemdist.stop import read_end
 from launcher.launch import run as launch
+from launcher.local import count_gpus
 from launcher.progress import newest_step
 from launcher.settings import CLUSTERS, read
 from tests.conftest import ELEMDIST, REPOSITORY, TINY, elemdist, expect_user_error, metrics
@@ -218,6 +219,17 @@ def test_the_example_of_a_cluster_is_right_in_what_it_leaves_out_too(tmp_path):
     assert str(settings.run_folder()) == "/shared/runs/base"
     settings.run_dir = "/elsewhere/base"
     assert str(settings.run_folder()) == "/elsewhere/base"
+
+
+def test_here_there_are_as_many_ranks_as_gpus_and_no_job(packed, tmp_path):
+    words = ["--data.train", packed / "train", "--run-dir", tmp_path / "run", *TINY, "--dry-run"]
+    words += ["--device", "auto", "--cluster", "example", "--batch.global-samples", "64"]
+    done = elemdist("launch", *words, "--local")
+    assert done.returncode == 0, done.stderr
+    gpus = count_gpus()
+    assert f" x {max(1, gpus)} rank(s)" in done.stdout
+    assert "job(s)" not in done.stdout
+    assert "slurm" not in done.stdout.partition("# here:")[2]
 
 
 def test_a_dry_run_prints_all_and_writes_nothing(packed, tmp_path):
