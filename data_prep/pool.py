@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from data_prep.progress import Progress
 from data_prep.settings import ShardSettings
 from elemdist.errors import UserError
+from elemdist.temporary import tmpdir_problem
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -49,6 +50,8 @@ def run_all(
     processes = min(settings.processes or cores(), len(tasks))
     if processes == 1:
         return [work(task, settings, progress.add) for task in tasks]
+    if (problem := tmpdir_problem()) is not None:
+        raise UserError(f"{problem}: export TMPDIR=/tmp, or add --processes 1")
     # A plain fork would copy threads and locks of this process. The server is forked from instead:
     # it has loaded what takes long, the compiler and its functions, once for all processes.
     context = multiprocessing.get_context("forkserver")

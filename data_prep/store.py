@@ -243,7 +243,7 @@ def open_store(path: str) -> Store:
 def write_error(path: str, needed: int, error: OSError) -> UserError:
     """What a user is told when `needed` bytes could not be written to `path`."""
     if error.errno not in OUT_OF_SPACE:
-        return UserError(f"cannot write {path}: {error.strerror}")
+        return UserError(f"cannot write {path}: {error.strerror or error}")
     folder = os.path.dirname(path) or "."
     free = shutil.disk_usage(folder).free if os.path.isdir(folder) else 0
     needs = f"the file needs {needed:,} bytes" if needed else "it needs more"

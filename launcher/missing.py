@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from elemdist.compile_check import CXX, OTHER_CXX
+from elemdist.temporary import tmpdir_problem
 
 LEAST_SHARED_GB = 1.0
 LEAST_CACHE_GB = 10.0
@@ -87,3 +88,5 @@ def of_the_system() -> Iterator[Missing]:
     if os.getenv("TMPDIR") and not os.path.isdir(os.environ["TMPDIR"]):
         cure = f"mkdir -p '{os.environ['TMPDIR']}'"
         yield Missing("$TMPDIR", "temporary files of all libraries", cure)
+    elif problem := tmpdir_problem():
+        yield Missing(problem, "elemdist shard, workers of a DataLoader", "export TMPDIR=/tmp")

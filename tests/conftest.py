@@ -7,7 +7,8 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,18 @@ def write_corpus(path: Path, documents: int, seed: int) -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the tests fetch or unpack goes to a folder of theirs, not to the user's."""
     os.environ["ELEMDIST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lock files and caches of a test's runs stay its own; the shared memory is the machine's."""
+    monkeypatch.setenv("ELEMDIST_CACHE", str(tmp_path / "cache"))
+    # Not in tmp_path, which is too long for the sockets of a DataLoader's worker.
+    with tempfile.TemporaryDirectory(prefix="elemdist-", dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield
+    tempfile.tempdir = None
 
 
 @pytest.fixture(scope="session")

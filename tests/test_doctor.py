@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,6 +72,11 @@ def test_what_is_missing_comes_with_the_command_that_cures_it(monkeypatch, tmp_p
     assert "remount" in found["shared memory, 0.1 GB"].cure
     assert not any("cache" in what for what in found), "500 GB are enough"
     assert "flash_attn" not in {one.what for one in missing.missing([], 0, 9.0, 500.0)}, "no GPU"
+
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + 71 * "x")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # which is there
+    cures = [one.cure for one in missing.missing([], 0, 9.0, 500.0)]
+    assert "export TMPDIR=/tmp" in cures
 
 
 def test_the_doctor_does_not_import_what_it_only_names():

@@ -20,16 +20,7 @@ from tests.conftest import REPOSITORY
 from tests.shard_sets import make_set
 from tests.streaming_process import OPTIONS
 
-
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    """Lock files of the tests' runs stay their own; the shared memory is the machine's."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setenv("ELEMDIST_CACHE", str(tmp_path / "cache"))
-    yield
-    tempfile.tempdir = None
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 @pytest.fixture
@@ -112,10 +103,10 @@ def command_of(pid: str) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def test_what_cannot_be_proven_stale_is_left_and_does_no_harm(started, folder, tmp_path):
+def test_what_cannot_be_proven_stale_is_left_and_does_no_harm(started, folder):
     killed, number = started("stock", folder)
     kill_all(killed)
-    for path in (tmp_path / "tmp").iterdir():  # as after a boot's tidying
+    for path in Path(tempfile.gettempdir()).iterdir():  # as after a boot's tidying
         path.unlink()
     left = objects(number)
     assert f"{number:06}_barrier" in left

@@ -7,7 +7,6 @@ import pickle
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +18,7 @@ from tests.conftest import REPOSITORY
 from tests.shard_sets import make_set
 from tests.streaming_process import OPTIONS, both, same
 
-
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    """Lock files of the tests' runs stay their own; the shared memory is the machine's."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setenv("ELEMDIST_CACHE", str(tmp_path / "cache"))
-    yield
-    tempfile.tempdir = None
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 @pytest.fixture

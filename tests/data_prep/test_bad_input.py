@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import zstandard
 from data_prep import shard
 from data_prep.inspect import main as show
 from data_prep.settings import InputSettings, ShardSettings
+from elemdist import temporary
 from elemdist.errors import UserError
 from elemdist.shards import ShardSet
+from tests.conftest import elemdist, expect_user_error
 
 GOOD = b'{"text": "one", "labels": ["x"]}\n'
 LABELLED = InputSettings(labels_field="labels")
@@ -213,6 +216,24 @@ def test_full_disk(tmp_path: Path, processes: int) -> None:
     assert "Traceback" not in done.stderr
     assert not out.exists()
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 500000
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_folder_for_temporary_files(tmp_path: Path, more: int) -> None:
+    path = write(tmp_path / "a.jsonl", b"".join(b'{"text": "%d"}\n' % k for k in range(99_000)))
+    with tempfile.TemporaryDirectory(prefix="elemdist-", dir="/tmp") as folder:
+        longest = Path(folder) / ("x" * (temporary.LONGEST_BYTES - len(folder) - 1 + more))
+        longest.mkdir()
+        done = elemdist(
+            "shard", path, "--out", tmp_path / "out", "--n", "8", "--v", "4", "--item-mb", "1",
+            "--processes", "2", TMPDIR=str(longest),
+        )  # fmt: skip
+        if more:
+            expect_user_error(done, "TMPDIR", "export TMPDIR=/tmp")
+            assert not (tmp_path / "out").exists()
+        else:
+            assert done.returncode == 0, done.stderr
+        assert list(longest.iterdir()) == []
 
 
 @pytest.fixture
