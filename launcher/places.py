@@ -192,7 +192,10 @@ class InJob(Here):
         if not (without and self.name == job_name(self.run_dir) and self.submit_again(without)):
             done = slurm.call("scontrol", "requeue", self.job)
             if done.returncode and "pending" not in done.stderr:  # where an admin has done so
-                raise UserError(f"scontrol requeue: {slurm.one_line(done.stderr)}")
+                raise UserError(
+                    f"scontrol requeue: {slurm.one_line(done.stderr)}; submit the run again: it"
+                    " goes on at its newest checkpoint"
+                )
 
     def excluded(self, without: Sequence[str]) -> str:
         """All nodes that the run is not to have."""
@@ -205,6 +208,8 @@ class InJob(Here):
         words = sbatch_words(replace(self.settings, slurm=chosen), self.run_dir, self.name)
         try:
             number = slurm.submit(words, variables_of(self.run_dir / "launch"))
+        except slurm.Unreachable:
+            raise
         except UserError as error:
             print(f"elemdist: no job without {', '.join(without)}: {error}", flush=True)
             return False

@@ -20,7 +20,16 @@ ALIVE = frozenset(
         "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESIZING", "SPECIAL_EXIT",
     }
 )  # fmt: skip
+# In what its commands say when the controller is down, starting anew, or too busy.
+SIGNS_OF_SILENCE = (
+    "configuration source", "Unable to contact", "Socket timed out", "Connection refused",
+    "Zero Bytes were transmitted", "in standby mode",
+)  # fmt: skip
 FIELDS = "%i|%j|%T|%r|%N|%L|%S"  # as of Job
+
+
+class Unreachable(UserError):  # noqa: N818  # it may only be starting anew
+    """SLURM's controller does not answer."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,11 @@ def clean_environment() -> dict[str, str]:
 
 
 def call(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command of SLURM, `more` in its environment. Raises UserError where there is none, or
-    it does not answer."""
+    """Runs a command of SLURM, `more` in its environment. Raises UserError where there is none,
+    Unreachable where SLURM does not answer."""
     environment = clean_environment() | more
     try:
-        return subprocess.run(
+        done = subprocess.run(
             words, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment
         )
     except FileNotFoundError:
@@ -66,20 +75,21 @@ def call(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
             " cluster, or add --local to run on this machine"
         ) from None
     except subprocess.TimeoutExpired:
-        raise UserError(
+        raise Unreachable(
             f"SLURM does not answer: {words[0]} took {TIMEOUT_S} s; try again"
         ) from None
+    if done.returncode and any(sign in done.stderr for sign in SIGNS_OF_SILENCE):
+        raise Unreachable(
+            f"{words[0]} reaches no SLURM from here; go to a login node of the cluster, see to"
+            " SLURM_CONF, or add --local to run on this machine"
+        )
+    return done
 
 
 def ask(*words: str, **more: str) -> str:
     """What a command of SLURM prints. Raises UserError where it fails."""
     done = call(*words, **more)
     if done.returncode:
-        if "configuration source" in done.stderr or "Unable to contact" in done.stderr:
-            raise UserError(
-                f"{words[0]} reaches no SLURM from here; go to a login node of the cluster, see"
-                " to SLURM_CONF, or add --local to run on this machine"
-            )
         raise UserError(f"{words[0]}: {one_line(done.stderr) or 'failed'}")
     return done.stdout
 

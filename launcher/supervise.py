@@ -22,6 +22,7 @@ from typing import TypeVar
 from elemdist.attempts import Attempt
 from elemdist.errors import EXIT_LOST, EXIT_STOPPED, EXIT_USER_ERROR, Superseded, UserError
 from elemdist.stop import read_end
+from launcher import slurm
 from launcher.decide import TIME_LIMIT, End, Next, decide
 from launcher.history import done_at, ends_of, note_launch, note_lost
 from launcher.judge import judge
@@ -213,7 +214,7 @@ class Supervisor:
         while True:
             try:
                 return ask()
-            except UserError as error:
+            except slurm.Unreachable as error:
                 if time.monotonic() > deadline:
                     raise
                 say(f"trying again: {error}")

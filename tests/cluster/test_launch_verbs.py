@@ -24,6 +24,7 @@ def everything_ended(cluster: Cluster) -> None:
     cluster.wait_until_empty(120)
     for node in NODES:
         wait_for(lambda node=node: not cluster.processes(node), f"the processes of {node}", 60)
+        assert cluster.shared_memory(node) == []
 
 
 def test_a_sweep_is_an_array_whose_runs_end_each_for_itself(cluster, packed, tmp_path):
@@ -111,6 +112,25 @@ def environment_of(process: int) -> dict[str, str]:
         return {}
     pairs = (entry.partition("=") for entry in data.decode("utf-8", "replace").split("\0"))
     return {name: value for name, _, value in pairs}
+
+
+def test_a_job_that_may_not_be_requeued_ends_at_once_with_its_checkpoint(cluster, packed, tmp_path):
+    run = tmp_path / "run"
+    words = [*TINY, *ONE, "--data.train", packed / "train", "--steps", "100000", "--run-dir", run]
+    cluster.ask("elemdist", "launch", *words, "--slurm.options", '["--no-requeue"]')
+    wait_for(lambda: (run / "metrics.jsonl").exists(), "the first step", 120)
+    # As SLURM does before the time limit.
+    cluster.ask(
+        "scancel", "--batch", "--signal=USR2", (run / "launch" / "jobs").read_text().strip()
+    )
+    cluster.wait_until_empty(60)
+    log = cluster.ask("elemdist", "logs", run, "--job")
+    assert re.search("error: scontrol requeue: .*; submit the run again", log), log
+    assert "trying again" not in log
+    end = read_end(run)
+    assert end["state"] == "stopped"
+    assert end["step"] == newest_step(run) > 0
+    everything_ended(cluster)
 
 
 @contextmanager
