@@ -120,7 +120,9 @@ def wait_for(condition) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_stop_request_lets_the_ranks_save_and_gives_75(tmp_path, number):
-    starter = launch(tmp_path, "none")
+    # The tests themselves may run under nohup.
+    heeded = f"import signal; signal.signal({int(number)}, signal.SIG_DFL)"
+    starter = launch(tmp_path, "none", heeded)
     starter.send_signal(number)
     time.sleep(0.2)
     starter.send_signal(number)  # again, as some senders do: still one request
