@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from data_prep import kernels
+from data_prep.documents import batch_of
 from data_prep.segment import Segmenter
 from elemdist.rows import PAD
+
+SAMPLES_AT_ONCE = 64  # of samples_of
 
 
 class Packer:
@@ -139,3 +142,35 @@ class Packer:
             "truncated_documents": counts[kernels.TRUNCATED],
             "dropped_bytes": counts[kernels.DROPPED_BYTES],
         }
+
+
+def samples_of(
+    texts: Sequence[bytes],
+    n: int,
+    v: int,
+    segmenter: str = "word",
+    overlong: str = "split",
+    tokenizer: str | None = None,
+) -> np.ndarray:
+    """The samples of documents in memory, as `elemdist shard --packing document` makes them.
+
+    Args:
+        texts: valid UTF-8. The others: as for Packer.
+
+    Returns:
+        Shape (B, n, v), uint8.
+
+    Raises:
+        UserError: as Segmenter and its marks.
+    """
+    found: list[np.ndarray] = []
+    block = np.empty((SAMPLES_AT_ONCE, n * v), np.uint8)
+    packer = Packer(
+        block,
+        lambda part: found.append(part.copy()),
+        n=n, v=v, segmenter=segmenter, packing="document", overlong=overlong, tokenizer=tokenizer,
+    )  # fmt: skip
+    batch = batch_of(list(texts))
+    packer.add(batch.data, batch.starts, batch.ends)
+    packer.finish()
+    return np.concatenate(found).reshape(-1, n, v)

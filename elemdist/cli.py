@@ -79,10 +79,10 @@ def plan(argv: list[str]) -> int:
 def evaluate(argv: list[str]) -> int:
     """figures of a checkpoint on held-out shards, as JSON"""
     from elemdist.commandline import parse
-    from elemdist.config import EvalSettings
+    from elemdist.eval_settings import EvalSettings
 
     settings = parse(EvalSettings, argv, "elemdist eval", "run", evaluate.__doc__)
-    from elemdist.evaluate import run  # after the settings: it loads torch
+    from elemdist.evaluation import run  # after the settings: it loads torch
 
     return run(settings)
 
@@ -97,6 +97,41 @@ def sample(argv: list[str]) -> int:
     from elemdist.sample import run  # after the settings: it loads torch
 
     return run(settings, rows_of)
+
+
+def predict(argv: list[str]) -> int:
+    """labels of text by a trained classifier: files or standard input, as JSON Lines"""
+    from elemdist.commandline import parse
+    from elemdist.predict_settings import PredictSettings
+
+    settings = parse(PredictSettings, argv, "elemdist predict", "inputs", predict.__doc__)
+    from data_prep.pack import samples_of
+    from elemdist.predict import run  # after the settings: it loads torch
+
+    return run(settings, samples_of)
+
+
+def robustness(argv: list[str]) -> int:
+    """figures of classifiers on text with typing and scanning errors in it"""
+    from elemdist.commandline import parse
+    from elemdist.robustness_settings import RobustnessSettings
+
+    settings = parse(RobustnessSettings, argv, "elemdist robustness", "runs", robustness.__doc__)
+    from data_prep.pack import samples_of
+    from elemdist.robustness import run  # after the settings: it loads torch
+
+    return run(settings, samples_of)
+
+
+def compare(argv: list[str]) -> int:
+    """train several models on one task within one budget, and test which is better"""
+    from elemdist.commandline import parse
+    from elemdist.compare_settings import CompareSettings
+
+    settings = parse(CompareSettings, argv, "elemdist compare", None, compare.__doc__)
+    from elemdist.compare import run  # after the settings: it loads torch
+
+    return run(settings)
 
 
 def plot(argv: list[str]) -> int:
@@ -192,6 +227,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "sample": sample,
+    "predict": predict,
+    "robustness": robustness,
+    "compare": compare,
     "plot": plot,
     "launch": launch,
     "status": status,

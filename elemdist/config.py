@@ -175,35 +175,6 @@ class TrainSettings:
                 raise UserError(f"{name}: {share} is not in [0, 1)")
 
 
-@dataclass
-class EvalSettings:
-    """Evaluation"""
-
-    run: str | None = None
-    """Run folder (its newest checkpoint) or checkpoint folder."""
-    data: str | None = None
-    """Folder or URL of held-out shards. Required."""
-    out: str | None = None
-    """File for the JSON; none: it goes to the terminal."""
-    micro_samples: int = 32
-    """Samples in one forward pass."""
-    samples: int = 0
-    """Evaluate on the first so many samples only; 0: on all."""
-    threshold: float | None = None
-    """A label is predicted where its probability reaches this; none: as the run was trained."""
-    tokenizer: str | None = None
-    """The tokenizer.json of a subword model; none: where it was in training."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is a GPU."""
-
-    def check(self) -> None:
-        """Raises UserError on what can be said without looking at the data."""
-        if not self.run or not self.data:
-            raise UserError("name a run and its data: elemdist eval RUN --data SHARDS")
-        at_least(1, micro_samples=self.micro_samples)
-        at_least(0, samples=self.samples)
-
-
 def at_least(low: int, **values: float) -> None:
     """Raises UserError on a setting below its smallest value."""
     for name, value in values.items():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from elemdist.demo_corpus import Corpus
-from elemdist.evaluate import multilabel_figures
+from elemdist.multilabel import multilabel_figures
 from elemdist.rows import FIRST_SPECIAL, PAD
 from elemdist.shards import ShardSet
 

@@ -55,21 +55,37 @@ def check_rows(rows_V: Tensor, v: int) -> None:
 def shuffled(rows_V: Tensor) -> Tensor:
     """Every row's bytes in an order that is a hash of the row: (..., V) -> (..., V). Equal rows
     stay equal, on every device and in every run."""
-    key = torch.zeros_like(rows_V[..., 0], dtype=torch.int64)
-    for byte in rows_V.unbind(-1):
-        key = key * 0x100000001B3 + byte  # any odd factor does; hash_uniform mixes the bits
     v = rows_V.shape[-1]
     slot_V = torch.arange(v, device=rows_V.device)
-    order_V = hash_uniform(key.unsqueeze(-1) * v + slot_V, seed=0, stream=0)
+    order_V = hash_uniform(row_key(rows_V).unsqueeze(-1) * v + slot_V, seed=0, stream=0)
     return rows_V.gather(-1, order_V.argsort(dim=-1, stable=True))
+
+
+def row_key(rows_V: Tensor) -> Tensor:
+    """A number for each row, (..., V) -> (...) int64: the same for equal rows."""
+    key = torch.zeros_like(rows_V[..., 0], dtype=torch.int64)
+    for byte in rows_V.unbind(-1):
+        key = key * 0x100000001B3 + byte
+    return key
+
+
+def distinct(rows_TV: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct ones of some rows, (U, V), and for each row which of them it is, (T,) int64."""
+    key_U, place_T = row_key(rows_TV).unique(return_inverse=True)
+    number_T = torch.arange(len(place_T), device=place_T.device)
+    # One of those with the same key, whichever.
+    rows_UV = rows_TV[torch.empty_like(key_U).scatter_(0, place_T, number_T)]
+    if torch.equal(rows_UV[place_T], rows_TV):
+        return rows_UV, place_T
+    return rows_TV, number_T  # two different rows have the same key
 
 
 class SlotMixing(nn.Module):
     """A residual layer, (..., W) -> (..., W), of inner width r, that starts as the identity.
 
-    ``x + up(gelu(down(x)))``, with a bias inside, since around 0, where embeddings start, a GELU
-    without one is hardly curved. Holds plain matrices, which no general initialisation of linear
-    layers overwrites.
+    ``x + up(gelu(down(x')))``, where x' is x with a mean of 0 and a variance of 1: around 0, where
+    embeddings start, a GELU is hardly curved, and what is linear tells no word from the sum of its
+    letters. Holds plain matrices, which no general initialisation of linear layers overwrites.
     """
 
     def __init__(self, width: int, inner: int) -> None:
@@ -80,7 +96,8 @@ class SlotMixing(nn.Module):
         self.up = nn.Parameter(torch.zeros(width, inner))
 
     def forward(self, x_W: Tensor) -> Tensor:
-        return x_W + F.linear(F.gelu(F.linear(x_W, self.down, self.bias)), self.up)
+        unit_W = F.layer_norm(x_W, x_W.shape[-1:])
+        return x_W + F.linear(F.gelu(F.linear(unit_W, self.down, self.bias)), self.up)
 
 
 class ElementwiseEmbedding(nn.Module):
@@ -136,7 +153,12 @@ class ElementwiseEmbedding(nn.Module):
         check_rows(rows_V, self.v)
         if self.shuffle:
             rows_V = shuffled(rows_V)
-        return self.mixing(lookup(self.table, rows_V).flatten(-2))
+        if not isinstance(self.mixing, SlotMixing):
+            return lookup(self.table, rows_V).flatten(-2)
+        # A word is mixed once, however often it stands there.
+        rows_UV, place_T = distinct(rows_V.reshape(-1, self.v))
+        x_UW = self.mixing(lookup(self.table, rows_UV).flatten(-2))
+        return F.embedding(place_T.view(rows_V.shape[:-1]), x_UW)
 
 
 class TokenEmbedding(nn.Module):

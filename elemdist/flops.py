@@ -110,7 +110,8 @@ def block_flops(model: ModelSettings, slots: int = 0) -> float:
 
 
 def encoder_flops(config: ModelConfig, lengths: Sequence[int]) -> float:
-    """Of embedding and blocks, forward, for segments of these lengths."""
+    """Of embedding and blocks, forward, for segments of these lengths; as if each row's slots were
+    mixed (model.ablation.mixing), though equal rows are mixed once."""
     model, rows = config.model, sum(lengths)
     widened = config.embedding_width * model.width if model.embedding_width else 0
     inputs = 2.0 * rows * (2 * model.ablation.mixing * config.embedding_width + widened)

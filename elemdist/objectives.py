@@ -51,18 +51,23 @@ class Targets:
         rows_TV: the model's input, of the batch's dtype.
         select_M: int64, the rows whose output predicts.
         target_MV: what they predict: elements (uint8), or the number of a token (int32).
-        text_bytes: 0-d int64, bytes of text in the targets; end marks do not count.
+        bytes_M: int64, bytes of text in each; end marks do not count.
     """
 
     rows_TV: Tensor
     select_M: Tensor
     target_MV: Tensor
-    text_bytes: Tensor
+    bytes_M: Tensor
+
+    @property
+    def text_bytes(self) -> Tensor:
+        """Of all targets, 0-d int64."""
+        return self.bytes_M.sum()
 
 
-def text_bytes_of(target_MV: Tensor, bytes_M: Tensor | None) -> Tensor:
-    """Bytes of text in targets, 0-d int64; `bytes_M`: those of each, where targets are tokens."""
-    return (target_MV < FIRST_SPECIAL).sum() if bytes_M is None else bytes_M.sum()
+def bytes_of_each(target_MV: Tensor) -> Tensor:
+    """Bytes of text in targets that are elements: (M,) int64."""
+    return (target_MV < FIRST_SPECIAL).sum(1)
 
 
 def repeat_number(key_M: Tensor) -> Tensor:
@@ -100,8 +105,8 @@ def mask_materials(batch: Batch, mask_rate: float, seed: int, mask_symbol: int =
     kept_MV = torch.where(kind_M1 < 0.9, other_MV, target_MV)
     rows_TV = batch.rows_TV.clone()
     rows_TV[select_M] = torch.where(kind_M1 < 0.8, mask_symbol, kept_MV).to(rows_TV.dtype)
-    bytes_M = None if batch.bytes_T is None else batch.bytes_T[select_M]
-    return Targets(rows_TV, select_M, target_MV, text_bytes_of(target_MV, bytes_M))
+    bytes_M = bytes_of_each(target_MV) if batch.bytes_T is None else batch.bytes_T[select_M]
+    return Targets(rows_TV, select_M, target_MV, bytes_M)
 
 
 def next_materials(batch: Batch, doc_symbol: int = DOC) -> Targets:
@@ -115,10 +120,11 @@ def next_materials(batch: Batch, doc_symbol: int = DOC) -> Targets:
     predicts_T[last_S] = batch.ended_S
     select_M = predicts_T.nonzero().squeeze(1)
     target_MV = target_TV[select_M]
-    bytes_M = None
-    if batch.bytes_T is not None:
+    if batch.bytes_T is None:
+        bytes_M = bytes_of_each(target_MV)
+    else:
         bytes_M = batch.bytes_T.roll(-1).index_fill(0, last_S, 0)[select_M]
-    return Targets(batch.rows_TV, select_M, target_MV, text_bytes_of(target_MV, bytes_M))
+    return Targets(batch.rows_TV, select_M, target_MV, bytes_M)
 
 
 def targets_of(batch: Batch, config: ModelConfig, mask_rate: float, seed: int) -> Targets:
@@ -151,13 +157,19 @@ def share_batch(
     For ``classify`` the logits are those of the segments ``segments.own``.
     """
     inputs = share_rows(targets.rows_TV, batch, share)
+    own, first_row = own_targets(targets, share)
+    return *inputs, targets.select_M[own] - first_row, targets.target_MV[own]
+
+
+def own_targets(targets: Targets, share: Share | None) -> tuple[slice, int]:
+    """Which targets this rank's part of a batch's rows predicts, and where that part starts."""
     if share is None:
-        return *inputs, targets.select_M, targets.target_MV
+        return slice(None), 0
     part = share.part(len(targets.rows_TV))
     bounds = torch.tensor([part.start, part.stop]).to(targets.select_M.device)
     # The selected rows ascend.
     first, last = torch.searchsorted(targets.select_M, bounds).tolist()
-    return *inputs, targets.select_M[first:last] - part.start, targets.target_MV[first:last]
+    return slice(first, last), part.start
 
 
 def element_nats(logits_MVE: Tensor, target_MV: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -5,7 +5,9 @@ RUN/end.json    state (running, done, stopped or failed), step, reason, exit cod
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import signal
 import traceback
 from pathlib import Path
@@ -26,6 +28,7 @@ from elemdist.errors import (
 
 State = Literal["running", "done", "stopped", "failed"]
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PR_SET_PDEATHSIG = 1  # of prctl, see its manual
 
 
 class StopRequest:
@@ -140,3 +143,11 @@ def how_it_ended(error: BaseException) -> tuple[int, str, bool]:
         return EXIT_LOST, f"{told}; the same command with --resume goes on", False
     traceback.print_exception(error)
     return EXIT_BUG, f"{type(error).__name__}, see the lines above", False
+
+
+def die_with_parent(parent: int) -> None:
+    """In a child that was just made: have the kernel ask it to stop when its parent dies, even by
+    SIGKILL."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(EXIT_LOST)

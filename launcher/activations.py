@@ -87,7 +87,7 @@ def embedding_bytes(run: Pass) -> float:
     fixed = index + 8 * learned + 8 + width * (model.dropout > 0)
     turns = 0 if learned else 4 * (model.width // model.heads)
     numbers = width * (1 + bool(model.embedding_width))
-    if mixing := model.ablation.mixing:
+    if mixing := model.ablation.mixing:  # the most: of rows that are all different
         numbers += width + 2 * mixing
     return run.rows * (run.c * numbers + fixed + turns)
 

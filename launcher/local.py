@@ -9,7 +9,6 @@ where that does not help.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import os
 import random
@@ -33,6 +32,7 @@ from elemdist.errors import (
     EXIT_STOPPED,
     EXIT_USER_ERROR,
 )
+from elemdist.stop import die_with_parent
 from elemdist.watchdog import LAUNCHER
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -40,7 +40,6 @@ STOP_GRACE_S = 600.0  # from a stop request, for the ranks to save, until they a
 AGAIN_S = 1.0  # signals closer together are one request: some senders signal twice
 SETTLE_S = 3.0  # after a rank failed, for the others to end by themselves and say why
 GRACE_S = 10.0  # from asking them to end until they are killed
-PR_SET_PDEATHSIG = 1
 # The rank has said all there is to say.
 SPOKEN = (EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_NOT_SAVED, EXIT_INTERRUPTED)
 
@@ -81,13 +80,6 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0))
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     return environment
-
-
-def die_with_parent(parent: int) -> None:
-    """In the child: have the kernel end it when this launcher dies, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(EXIT_LOST)
 
 
 def start_rank(words: Sequence[str], environment: dict[str, str]) -> Process:

@@ -16,8 +16,8 @@ import psutil
 from elemdist.attempts import VARIABLE, Attempt
 from elemdist.errors import UserError
 from elemdist.slurm_ranks import addresses_of, host_names, port_of, tasks_per_node
+from elemdist.stop import die_with_parent
 from launcher import slurm
-from launcher.local import die_with_parent
 from launcher.run_jobs import job_name, note_jobs
 from launcher.settings import LaunchSettings
 from launcher.submission import sbatch_words, variables_of

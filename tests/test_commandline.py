@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from elemdist.commandline import parse
-from elemdist.config import EvalSettings, TrainSettings
+from elemdist.config import TrainSettings
 from elemdist.errors import UserError
+from elemdist.eval_settings import EvalSettings
 
 
 def train(*argv: str) -> TrainSettings:

@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from elemdist.config import (
-    EvalSettings,
-    TrainSettings,
-    learning_rate,
-)
+from elemdist.config import TrainSettings, learning_rate
 from elemdist.errors import UserError
+from elemdist.eval_settings import EvalSettings
 from elemdist.run_settings import OptimSettings
 
 

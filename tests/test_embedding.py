@@ -19,6 +19,7 @@ from elemdist.embedding import (
     TokenEmbedding,
     build_embedding,
     code_points,
+    distinct,
     shuffled,
 )
 from elemdist.errors import UserError
@@ -174,6 +175,26 @@ def test_shuffling_changes_the_input_only_where_it_is_asked_for():
     assert torch.equal(plain(shuffled(rows)), mixed(rows))
 
 
+@pytest.mark.parametrize("key", [None, lambda rows_V: rows_V[..., 0].long()])
+def test_rows_are_mixed_once_each_even_where_keys_collide(key, monkeypatch):
+    if key is not None:
+        monkeypatch.setattr("elemdist.embedding.row_key", key)
+    torch.manual_seed(0)
+    rows = torch.randint(0, 3, (7, 40, 4), dtype=torch.uint8)
+    found, place = distinct(rows.reshape(-1, 4))
+    assert torch.equal(found[place], rows.reshape(-1, 4))
+    assert len(found) == (len(rows.reshape(-1, 4).unique(dim=0)) if key is None else 280)
+    embedding = ElementwiseEmbedding(4, 16, mixing=8)
+    torch.nn.init.normal_(embedding.mixing.up)
+    one_by_one = torch.stack([embedding(row) for row in rows.reshape(-1, 4)]).view(7, 40, 16)
+    torch.testing.assert_close(embedding(rows), one_by_one)
+    assert embedding(rows[:0]).shape == (0, 40, 16)
+    weight = torch.randn(7, 40, 16)
+    ours = torch.autograd.grad((embedding(rows) * weight).sum(), embedding.table)[0]
+    theirs = torch.autograd.grad((one_by_one * weight).sum(), embedding.table)[0]
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_mixing_starts_as_the_identity_also_within_a_model():
     model = Model(config(ablation=AblationSettings(mixing=5)))
     embedding = model.encoder.embedding
@@ -183,7 +204,8 @@ def test_mixing_starts_as_the_identity_also_within_a_model():
     torch.testing.assert_close(embedding(rows), side_by_side)
     torch.nn.init.normal_(embedding.mixing.up)
     x = side_by_side
-    inner = torch.nn.functional.gelu(x @ embedding.mixing.down.T + embedding.mixing.bias)
+    unit = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    inner = torch.nn.functional.gelu(unit @ embedding.mixing.down.T + embedding.mixing.bias)
     torch.testing.assert_close(embedding(rows), x + inner @ embedding.mixing.up.T)
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from elemdist.evaluate import by_document, multilabel_figures
+from elemdist.evaluate import by_document
+from elemdist.multilabel import multilabel_figures
 
 
 def test_figures_of_a_case_worked_out_by_hand():
@@ -18,7 +19,8 @@ def test_figures_of_a_case_worked_out_by_hand():
     assert got["macro_roc_auc"] == pytest.approx((3 / 4 + 1.0) / 2)
     assert got["macro_average_precision"] == pytest.approx(((1 + 2 / 3) / 2 + 1.0) / 2)
     assert got["labels"]["x"] == {
-        "documents": 2, "predicted": 2, "correct": 1, "precision": 0.5, "recall": 0.5, "f1": 0.5,
+        "documents": 2, "threshold": 0.5, "predicted": 2, "correct": 1, "precision": 0.5,
+        "recall": 0.5, "f1": 0.5,
     }  # fmt: skip
     assert (got["documents"], got["labels_present"]) == (4, 2)
 

@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 
-from elemdist import checkpoint, evaluate
-from elemdist.config import EvalSettings
+from elemdist import checkpoint, evaluate, evaluation
 from elemdist.data import evaluation_batches
 from elemdist.errors import UserError
+from elemdist.eval_settings import EvalSettings
 from elemdist.objectives import NATS_PER_BIT, mask_materials
 from elemdist.run_settings import MlmSettings
 from elemdist.shards import ShardSet
@@ -89,7 +89,7 @@ def evaluate_run(run: str, data: str, samples: int) -> Figures:
     """The figures of `elemdist eval`."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "figures.json")
-        evaluate.run(EvalSettings(run=run, data=data, samples=samples, out=str(out)))
+        evaluation.run(EvalSettings(run=run, data=data, samples=samples, out=str(out)))
         found = json.loads(out.read_text())
     return Figures(found["bits_per_byte"], found["materials"], found["bytes"], RUN_SEES)
 

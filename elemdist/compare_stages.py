@@ -1,0 +1,238 @@
+"""What a comparison consists of: shards, a vocabulary, trial runs, training, evaluation.
+
+Each stage is a command of elemdist in a process of its own, ends in a file that is whole or not
+there, and is left out where that file is there already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from elemdist.commandline import parse
+from elemdist.compare_settings import CompareSettings, Entry
+from elemdist.config import TrainSettings
+from elemdist.errors import EXIT_INTERRUPTED, EXIT_STOPPED
+from elemdist.stop import die_with_parent, read_end
+
+TRIAL_STEPS = 40  # of which the first half only warms up
+PARTS = ("train", "val", "test")
+
+
+class StageError(Exception):
+    """A command ended with another exit code than 0; the message names its log."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training: pre-training, or what is compared.
+
+    Attributes:
+        name: pretrain or train. words: its recipes and settings, as for `elemdist train`.
+    """
+
+    name: str
+    words: list[str]
+
+    def settings(self) -> TrainSettings:
+        """Raises UserError on a key or value that cannot be."""
+        return parse(TrainSettings, self.words, "elemdist compare")
+
+
+class Stages:
+    """The stages of one comparison, in its folder.
+
+    Args:
+        settings: of the comparison, checked.
+    """
+
+    def __init__(self, settings: CompareSettings) -> None:
+        assert settings.out is not None
+        self.settings, self.out = settings, Path(settings.out)
+
+    def command(self, log: Path, verb: str, *words: str | Path) -> None:
+        """Runs `elemdist VERB`, its output added to a log. Raises StageError."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "elemdist.cli", verb, *map(str, words)]
+        with open(log, "ab") as file:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                preexec_fn=partial(die_with_parent, os.getpid()),
+            )
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # training saves first
+            process.wait()
+            raise
+        if code in (EXIT_STOPPED, EXIT_INTERRUPTED):
+            raise KeyboardInterrupt
+        if code:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            told = next((line for line in reversed(lines) if "error: " in line), "")
+            reason = told.partition("error: ")[2] or f"exit code {code}"
+            raise StageError(f"elemdist {verb}: {reason} (its output: {log})")
+
+    # Shards
+
+    def shards(self, entry: Entry) -> Path:
+        """The folder of an entry's shards, made where they are not there: train, val and test."""
+        folder = self.out / "shards" / entry.name
+        base = [*as_words(self.shard_settings(entry)), "--quiet"]
+        self.shard(folder, [*base, *self.split_words()], [self.settings.text], "train")
+        if self.settings.test is not None:
+            labels = ["--labels-from", str(folder / "train")] if self.labelled else []
+            self.shard(folder / "test", [*base, *labels], [self.settings.test])
+        return folder
+
+    def plain_shards(self) -> Path:
+        """Those of the baselines, and of the text that a vocabulary is learned from."""
+        return self.shards(Entry(".plain", shard={"n": 512, "v": 16}))
+
+    def text_shards(self, entry: Entry) -> list[Path]:
+        """What an entry is pre-trained on: the training documents, and the unlabelled ones."""
+        folder = self.out / "shards" / f"{entry.name}-text"
+        base = self.shard_settings(entry) | {"packing": "packed"}
+        base = {name: value for name, value in base.items() if name != "input.labels_field"}
+        base.pop("overlong", None)
+        words = [*as_words(base), "--quiet"]
+        self.shard(folder, [*words, *self.split_words()], [self.settings.text], "train")
+        found = [folder / "train"]
+        if self.settings.unlabelled:
+            self.shard(folder / "unlabelled", words, self.settings.unlabelled)
+            found.append(folder / "unlabelled")
+        return found
+
+    def shard(
+        self, folder: Path, words: list[str], inputs: Sequence[str | None], part: str = ""
+    ) -> None:
+        """Makes a set, or those of a split, of which `part` is one."""
+        if not (folder / part / "index.json").exists():
+            log = self.out / "logs" / f"shard-{folder.relative_to(self.out / 'shards')}.log"
+            sources = [source for source in inputs if source is not None]
+            self.command(log, "shard", *sources, "--out", folder, *words)
+
+    def shard_settings(self, entry: Entry) -> dict[str, Any]:
+        chosen = {f"input.{name}": value for name, value in self.settings.input.items()}
+        chosen |= entry.shard
+        if entry.vocabulary:
+            chosen |= {"segmenter": "subword", "tokenizer": str(self.vocabulary_file(entry))}
+        return chosen
+
+    def split_words(self) -> list[str]:
+        by = "id" if self.settings.input.get("id_field") else "bytes"
+        return ["--split", self.settings.split, "--split-by", by]
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.settings.input.get("labels_field"))
+
+    def vocabulary_file(self, entry: Entry) -> Path:
+        return self.out / "vocabularies" / f"{entry.name}.json"
+
+    # Training
+
+    def phases(self, entry: Entry) -> list[Phase]:
+        """The trainings of an entry, in order; `words` without what a single run adds."""
+        shared = ["--ranks", str(self.settings.ranks), "--device", self.settings.device]
+        shared += ["--checkpoint-every", "0", "--log-every", str(TRIAL_STEPS // 2)]
+        extra = {"model.input": "subword", "model.tokenizer": str(self.vocabulary_file(entry))}
+        own = as_words(extra) if entry.vocabulary else []
+        train = [*entry.recipe, *shared, *as_words(entry.settings), *own]
+        if not entry.pretrain:
+            return [Phase("train", train)]
+        before = [*entry.pretrain, *shared, *as_words(entry.pretrain_settings), *own]
+        return [Phase("pretrain", before), Phase("train", train)]
+
+    def data_words(self, entry: Entry, phase: Phase) -> list[str]:
+        if phase.name == "pretrain":
+            sources = [{"path": str(path)} for path in self.text_shards(entry)]
+            return ["--data.mixture", json.dumps(sources)]
+        folder = self.shards(entry)
+        # Nothing is chosen by these evaluations: they are for the curves.
+        return ["--data.train", str(folder / "train"), "--data.eval", str(folder / "val")]
+
+    def steps(self, entry: Entry, phase: Phase) -> int:
+        """How many the budget allows for. For all but `steps` a trial tells what one costs."""
+        unit, amount = self.settings.budget.stated()
+        if entry.pretrain:
+            share = entry.pretrain_share
+            amount *= share if phase.name == "pretrain" else 1 - share
+        cost = 1.0 if unit == "steps" else self.cost_of_a_step(entry, phase)[unit]
+        return max(1, round(amount / cost))
+
+    def cost_of_a_step(self, entry: Entry, phase: Phase) -> dict[str, float]:
+        """Seconds, bytes of text and floating-point operations of a step, by a trial run."""
+        file = self.out / "trials" / f"{entry.name}-{phase.name}.json"
+        if file.exists():
+            found: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+            return found
+        run = self.out / "trials" / f"{entry.name}-{phase.name}"
+        words = [*phase.words, *self.data_words(entry, phase), "--run-dir", str(run), "--resume"]
+        # A peak of 1 TFLOPS makes a count of operations out of the MFU.
+        words += ["--steps", str(TRIAL_STEPS), "--eval-every", "0", "--peak-tflops", "1"]
+        words += ["--data.eval", "null"] if phase.name == "train" else []
+        log = self.out / "logs" / f"trial-{entry.name}-{phase.name}.log"
+        self.command(log, "train", *words)
+        last = [line for line in lines_of(run) if line["kind"] == "train"][-1]
+        gpus = json.loads((run / "environment.json").read_text(encoding="utf-8"))["gpus"]
+        ranks = self.settings.ranks or max(1, len(gpus) if self.settings.device != "cpu" else 0)
+        samples = last["samples"] / last["step"]
+        seconds = samples / last["samples_per_s"]
+        cost = {
+            "seconds": seconds,
+            "bytes": last["bytes_per_s"] * seconds,
+            "flops": last["mfu"] * 1e12 * ranks * seconds,
+        }
+        write_json(file, cost)
+        return cost
+
+    def train(self, entry: Entry, seed: int) -> Path:
+        """All trainings of an entry with a seed; the run folder of the last."""
+        place = self.out / "runs" / entry.name / f"seed-{seed}"
+        start: list[str] = []
+        for phase in self.phases(entry):
+            run = place / phase.name
+            end = read_end(run)
+            if end is None or end["state"] != "done":
+                steps = self.steps(entry, phase)
+                words = [*phase.words, *self.data_words(entry, phase), *start]
+                words += ["--run-dir", str(run), "--steps", str(steps), "--seed", str(seed)]
+                words += ["--eval-every", str(max(1, steps // 8)), "--resume"]
+                words += ["--checkpoint-every-minutes", "5", "--keep-last", "1"]
+                log = self.out / "logs" / f"{entry.name}-{seed}-{phase.name}.log"
+                self.command(log, "train", *words)
+            start = ["--init-from", str(run)]
+        return run
+
+
+def as_words(values: dict[str, Any]) -> list[str]:
+    """Settings by dotted key as words of a command line."""
+    words = []
+    for key, value in values.items():
+        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return words
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics."""
+    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def write_json(path: Path, value: Any) -> None:
+    from elemdist.atomic import write_atomically
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,188 @@
+"""Classifiers on noisy text: ``elemdist robustness RUN --text FILE.jsonl --rates '[0, 0.1]'``.
+
+All runs see the same noise. What elemdist/noise.py does to a text is a function of kind, rate, seed
+and the document's number.
+Shape suffixes: see elemdist/rows.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elemdist.atomic import write_atomically
+from elemdist.errors import UserError
+from elemdist.multilabel import multilabel_figures
+from elemdist.noise import noisy
+from elemdist.plot import check_out
+from elemdist.robustness_settings import RobustnessSettings
+from elemdist.text_input import Document, documents
+from elemdist.trained import CutSamples, TextClassifier
+
+FIGURES = ("micro_f1", "macro_f1", "micro_roc_auc", "macro_roc_auc")
+FREE = ("out", "plot", "device", "micro_samples")  # settings that change no figure
+
+Points = list[dict[str, Any]]
+
+
+def run(settings: RobustnessSettings, cut: CutSamples) -> int:
+    """``elemdist robustness``; the exit code."""
+    settings.check()
+    if settings.plot:
+        check_out(Path(settings.plot))
+    texts, labels = read(settings)
+    points = known_points(settings)
+    unknown = {}
+    for name in settings.runs:
+        model = TextClassifier(name, settings.tokenizer, settings.device, cut, settings.overlong)
+        truth_BL, unknown[name] = truth_of(labels, model.labels)
+        for kind, rate, seed in asked(settings):
+            here = {"run": name, "kind": kind, "rate": rate, "seed": seed}
+            if any(here.items() <= point.items() for point in points):
+                continue
+            hit = [noisy(text, kind, rate, seed, number) for number, text in enumerate(texts)]
+            points.append(here | judged(model, hit, truth_BL, settings))
+            save(settings, points, unknown)
+    save(settings, points, unknown)
+    print(table(settings, points))
+    if settings.plot:
+        draw(settings, points, Path(settings.plot))
+    return 0
+
+
+def read(settings: RobustnessSettings) -> tuple[list[str], list[list[str]]]:
+    """Texts and labels. Raises UserError on a record that has not both."""
+    assert settings.text is not None
+    texts, labels = [], []
+    for one in documents([settings.text], "jsonl", settings.text_field):
+        if not isinstance(one, Document):
+            raise one
+        found = one.fields.get(settings.labels_field)
+        found = [found] if isinstance(found, (str, int)) else found
+        if not isinstance(found, list):
+            raise UserError(
+                f"{one.place}: no labels in '{settings.labels_field}'; --labels-field names the"
+                " field"
+            )
+        texts.append(one.text)
+        labels.append([str(label) for label in found])
+        if len(texts) == settings.documents:
+            break
+    if not texts:
+        raise UserError(f"{settings.text}: no document in it")
+    return texts, labels
+
+
+def truth_of(labels: list[list[str]], known: list[str]) -> tuple[np.ndarray, int]:
+    """(B, L) booleans in the order of a model's labels, and how many labels it does not know."""
+    place = {label: number for number, label in enumerate(known)}
+    truth_BL, unknown = np.zeros((len(labels), len(known)), bool), 0
+    for row_L, found in zip(truth_BL, labels, strict=True):
+        for label in found:
+            if label in place:
+                row_L[place[label]] = True
+            else:
+                unknown += 1
+    return truth_BL, unknown
+
+
+def asked(settings: RobustnessSettings) -> list[tuple[str, float, int]]:
+    """(kind, rate, seed) of each point; without noise all kinds and seeds are the same one."""
+    return [
+        (kind, rate, seed)
+        for kind in settings.kinds
+        for rate in settings.rates
+        for seed in (settings.seeds if rate else settings.seeds[:1])
+    ]
+
+
+def judged(
+    model: TextClassifier, texts: list[str], truth_BL: np.ndarray, settings: RobustnessSettings
+) -> dict[str, Any]:
+    score_BL = model.scores(texts, settings.micro_samples)
+    stated = settings.threshold
+    threshold = model.settings.classify.threshold if stated is None else stated
+    found = multilabel_figures(score_BL, truth_BL, model.labels, threshold)
+    return {name: found[name] for name in FIGURES}
+
+
+def same(settings: RobustnessSettings) -> dict[str, Any]:
+    """What the figures hang on."""
+    return {name: x for name, x in dataclasses.asdict(settings).items() if name not in FREE}
+
+
+def known_points(settings: RobustnessSettings) -> Points:
+    """What stands in the file already. Raises UserError where it is another's."""
+    if not settings.out or not Path(settings.out).exists():
+        return []
+    try:
+        found = json.loads(Path(settings.out).read_text(encoding="utf-8"))
+        before, points = found["settings"], found["points"]
+    except (OSError, ValueError, KeyError, TypeError):
+        before, points = None, []
+    if before != same(settings):
+        raise UserError(
+            f"out: {settings.out} is of other settings, or something else; name another"
+        )
+    return list(points)
+
+
+def save(settings: RobustnessSettings, points: Points, unknown: dict[str, int]) -> None:
+    if settings.out:
+        found = {"settings": same(settings), "unknown_labels": unknown, "points": points}
+        text = json.dumps(found, indent=2, ensure_ascii=False)
+        write_atomically(Path(settings.out), text + "\n")
+
+
+def curve(points: Points, name: str, kind: str, metric: str) -> dict[float, float]:
+    """Rate -> the mean over seeds."""
+    found: dict[float, list[float]] = {}
+    for point in points:
+        if (point["run"], point["kind"]) == (name, kind) and point[metric] is not None:
+            found.setdefault(point["rate"], []).append(point[metric])
+    return {rate: float(np.mean(values)) for rate, values in sorted(found.items())}
+
+
+def table(settings: RobustnessSettings, points: Points) -> str:
+    """micro-F1 as Markdown: a line for each run and kind, a column for each rate."""
+    rates = sorted(set(settings.rates))
+    lines = ["| micro-F1 | noise | " + " | ".join(f"{rate:.0%}" for rate in rates) + " |"]
+    lines.append("|---" * (2 + len(rates)) + "|")
+    for name in settings.runs:
+        for kind in settings.kinds:
+            found = curve(points, name, kind, "micro_f1")
+            cells = [f"{found[rate]:.4f}" if rate in found else "" for rate in rates]
+            lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(settings: RobustnessSettings, points: Points, out: Path) -> None:
+    """A colour for each run, a line style for each kind. Raises UserError."""
+    from matplotlib.figure import Figure
+
+    from elemdist.curves import run_colour
+
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    axes = figure.subplots()
+    styles = ("-", "--", ":", "-.")
+    for number, name in enumerate(settings.runs):
+        for place, kind in enumerate(settings.kinds):
+            found = curve(points, name, kind, "micro_f1")
+            style = styles[place % len(styles)]
+            axes.plot(
+                list(found), list(found.values()), style, marker="o", color=run_colour(number)
+            )
+            axes.lines[-1].set_label(f"{Path(name).name}, {kind}".replace("$", r"\$").lstrip("_"))
+    axes.set_xlabel("share of letters that are hit")
+    axes.set_ylabel("micro-F1")
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(out, dpi=120)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,65 @@
+"""The settings of ``elemdist robustness``. Imports nothing heavy: help is built from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from elemdist.config import at_least
+from elemdist.errors import UserError, nearest
+from elemdist.noise import KINDS
+
+
+@dataclass
+class RobustnessSettings:
+    """Robustness"""
+
+    runs: list[str] = field(default_factory=list)
+    """Run folders (their newest checkpoints) or checkpoint folders of classifiers."""
+    text: str | None = None
+    """JSON Lines of labelled documents, also .gz and .zst. Required."""
+    text_field: str = "text"
+    """The field of a record that holds its text."""
+    labels_field: str = "labels"
+    """The field that holds its labels, a list or one."""
+    kinds: list[str] = field(default_factory=lambda: ["mixed"])
+    """Of noise: swap, drop, insert, repeat, case, homoglyph, ocr, mixed."""
+    rates: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.2])
+    """How likely a letter is hit, 0 to 1."""
+    seeds: list[int] = field(default_factory=lambda: [1])
+    """Of the noise; figures are means over them."""
+    documents: int = 0
+    """The first so many documents only; 0: all."""
+    threshold: float | None = None
+    """A label is predicted where its probability reaches this; none: as each run was trained."""
+    out: str | None = None
+    """File for all figures as JSON. With the same settings, what stands in it already is not
+    computed again."""
+    plot: str | None = None
+    """A picture (.png, .svg, .pdf) of micro-F1 against the rate."""
+    overlong: Literal["split", "truncate"] = "split"
+    """Of a document that one sample cannot hold all parts are read, or the first."""
+    micro_samples: int = 32
+    """Samples in one forward pass."""
+    tokenizer: str | None = None
+    """The tokenizer.json of a subword model; none: where it was in training."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a GPU."""
+
+    def check(self) -> None:
+        """Raises UserError on what can be said without reading anything."""
+        if not self.runs or not self.text:
+            raise UserError("name runs and text: elemdist robustness RUN --text FILE.jsonl")
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise UserError(f"kinds: there is no '{kind}'{nearest(kind, KINDS)}")
+        for rate in self.rates:
+            if not 0 <= rate <= 1:
+                raise UserError(f"rates: {rate} is not in [0, 1]")
+        if not self.kinds or not self.rates or not self.seeds:
+            raise UserError("kinds, rates and seeds: at least one of each")
+        at_least(1, micro_samples=self.micro_samples)
+        at_least(0, documents=self.documents)
+        if self.out and not Path(self.out).resolve().parent.is_dir():
+            raise UserError(f"out: the folder of {self.out} does not exist")
