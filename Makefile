@@ -1,5 +1,6 @@
 # make demo    the main job, end to end, in a few minutes
 # make test    the tests
+# make test-browser    those of the report in a real browser, which it installs, too
 # make test-cluster    those on a real SLURM, which it installs (Debian, Ubuntu; as root)
 # make lint    style, formatting and types
 # make setup   the virtual environment .venv that all of these stand on
@@ -12,7 +13,7 @@ TORCH ?= torch==2.13.0 torchvision==0.28.0
 PROCESSES ?= 2
 BIN := .venv/bin
 
-.PHONY: setup demo test test-cluster lint format clean
+.PHONY: setup demo test test-browser test-cluster lint format clean
 
 setup: .venv/ready
 
@@ -41,7 +42,11 @@ demo: setup
 	$(BIN)/python -m elemdist.demo
 
 test: setup
-	$(BIN)/python -m pytest --ignore tests/cluster -n $(PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest --ignore tests/cluster --ignore tests/browser -n $(PROCESSES) --dist loadfile
+
+test-browser: setup
+	tests/browser/install.sh
+	ELEMDIST_NEED_BROWSER=1 $(BIN)/python -m pytest tests/browser
 
 test-cluster: setup
 	tests/cluster/install.sh

@@ -143,6 +143,17 @@ def plot(argv: list[str]) -> int:
     return 0
 
 
+def report(argv: list[str]) -> int:
+    """a page of HTML about runs, comparisons and figures, to be read anywhere"""
+    from elemdist.commandline import parse
+    from elemdist.report_settings import ReportSettings
+
+    settings = parse(ReportSettings, argv, "elemdist report", "places", report.__doc__)
+    from elemdist.report import run  # after the settings: it loads matplotlib
+
+    return run(settings)
+
+
 def launch(argv: list[str]) -> int:
     """check a run and submit it to SLURM, or run it here, until it is done"""
     from launcher.launch import run
@@ -231,6 +242,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "robustness": robustness,
     "compare": compare,
     "plot": plot,
+    "report": report,
     "launch": launch,
     "status": status,
     "logs": logs,

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from elemdist.curves import run_colour
 from elemdist.errors import UserError
 from elemdist.resampling import RESAMPLED, draws, resampled
 
@@ -147,12 +149,8 @@ def cost_of(figures: dict[int, dict[str, Any]]) -> list[str]:
     return [f"{spent[0][-1]['parameters']:,}", f"{seconds / 60:.1f}"]
 
 
-def draw(found: dict[str, Any], out: Path) -> None:
+def figure_of(found: dict[str, Any]) -> Figure:
     """A panel for each metric: a dot for each seed, a line at the mean of each model."""
-    from matplotlib.figure import Figure
-
-    from elemdist.curves import run_colour
-
     metrics, models = found["metrics"], found["models"]
     figure = Figure(
         figsize=(8.0, 0.6 + len(metrics) * (0.7 + 0.35 * len(models))), layout="constrained"
@@ -172,6 +170,11 @@ def draw(found: dict[str, Any], out: Path) -> None:
         ax.set_xlabel(metric)
         ax.grid(alpha=0.3, axis="x")
         ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def draw(found: dict[str, Any], out: Path) -> None:
+    """Writes the figure, whole or not at all."""
     temporary = out.with_name(f".{out.name}.tmp")
-    figure.savefig(temporary, format="svg")
+    figure_of(found).savefig(temporary, format="svg")
     temporary.replace(out)

@@ -83,21 +83,21 @@ def distinct(rows_TV: Tensor) -> tuple[Tensor, Tensor]:
 class SlotMixing(nn.Module):
     """A residual layer, (..., W) -> (..., W), of inner width r, that starts as the identity.
 
-    ``x + up(gelu(down(x')))``, where x' is x with a mean of 0 and a variance of 1: around 0, where
+    ``x + out(gelu(into(x')))``, where x' is x with a mean of 0 and a variance of 1: around 0, where
     embeddings start, a GELU is hardly curved, and what is linear tells no word from the sum of its
     letters. Holds plain matrices, which no general initialisation of linear layers overwrites.
     """
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.empty(inner, width))
-        nn.init.normal_(self.down, std=width**-0.5)
+        self.into = nn.Parameter(torch.empty(inner, width))
+        nn.init.normal_(self.into, std=width**-0.5)
         self.bias = nn.Parameter(torch.zeros(inner))
-        self.up = nn.Parameter(torch.zeros(width, inner))
+        self.out = nn.Parameter(torch.zeros(width, inner))
 
     def forward(self, x_W: Tensor) -> Tensor:
         unit_W = F.layer_norm(x_W, x_W.shape[-1:])
-        return x_W + F.linear(F.gelu(F.linear(unit_W, self.down, self.bias)), self.up)
+        return x_W + F.linear(F.gelu(F.linear(unit_W, self.into, self.bias)), self.out)
 
 
 class ElementwiseEmbedding(nn.Module):

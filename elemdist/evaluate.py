@@ -129,6 +129,7 @@ class Scored:
     truth_BL: np.ndarray
 
 
+@torch.no_grad()
 def document_scores(
     forward: Forward,
     batches: Any,

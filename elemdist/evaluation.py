@@ -59,7 +59,6 @@ class Judge(Trained):
         reading = open_reading(self.config)
         return evaluation_batches(shards, self.asked.micro_samples, 0, 1, samples, reading)
 
-    @torch.no_grad()
     def scores(self, shards: ShardSet, samples: int = 0) -> Scored:
         """What a classifier says of the documents of the first samples; 0: of all."""
         columns_L = label_columns(self.config.labels or [], shards)

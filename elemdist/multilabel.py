@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-CALIBRATION_BINS = 15
+CALIBRATION_BINS = 10
 TAIL_DOCUMENTS = 10  # in training, of a label of the tail
 HEAD_SHARE = 0.5  # of all labels of training documents are those of the head
 
@@ -82,15 +82,13 @@ def calibration(score_BL: np.ndarray, truth_BL: np.ndarray) -> dict[str, Any]:
 
     Returns:
         expected_calibration_error: the mean distance of probability and share of positives, over
-            bins with the same number of pairs (Nguyen & O'Connor 2015, arXiv 1508.05154).
+            pairs in bins of equal width (Guo et al. 2017, arXiv 1706.04599).
         brier_score: the mean squared distance of probability and truth.
-        bins: probability, positives (their share) and pairs of each, for a diagram.
+        bins: probability, positives (their share) and pairs of each that has any, for a diagram.
     """
-    order_K = np.argsort(score_BL, axis=None, kind="stable")
-    score_K, truth_K = score_BL.ravel()[order_K], truth_BL.ravel()[order_K]
-    parts = [
-        part for part in np.array_split(np.arange(len(score_K)), CALIBRATION_BINS) if len(part)
-    ]
+    score_K, truth_K = score_BL.ravel(), truth_BL.ravel()
+    place_K = np.minimum((score_K * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    parts = [np.flatnonzero(place_K == place) for place in range(CALIBRATION_BINS)]
     bins = [
         {
             "probability": float(score_K[part].mean()),
@@ -98,6 +96,7 @@ def calibration(score_BL: np.ndarray, truth_BL: np.ndarray) -> dict[str, Any]:
             "pairs": len(part),
         }
         for part in parts
+        if len(part)
     ]
     error = sum(one["pairs"] * abs(one["probability"] - one["positives"]) for one in bins)
     return {

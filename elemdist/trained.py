@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import torch
 
 from elemdist import checkpoint
 from elemdist.batch import unpad
@@ -80,7 +79,6 @@ class TextClassifier(Trained):
         self.cut, self.overlong = cut, overlong
         self.reading = open_reading(self.config)
 
-    @torch.no_grad()
     def scores(self, texts: Sequence[str], micro_samples: int) -> np.ndarray:
         """Probabilities of the labels of each text, (B, L) float64, `micro_samples` at a time."""
         if not texts:

@@ -29,6 +29,7 @@ SETTINGS = {
     "robustness": "elemdist.robustness_settings:RobustnessSettings",
     "compare": "elemdist.compare_settings:CompareSettings",
     "plot": "elemdist.plot:PlotSettings",
+    "report": "elemdist.report_settings:ReportSettings",
     "launch": "launcher.settings:LaunchSettings",
     "status": "launcher.status:StatusSettings",
     "logs": "launcher.runs:LogsSettings",

@@ -185,7 +185,7 @@ def test_rows_are_mixed_once_each_even_where_keys_collide(key, monkeypatch):
     assert torch.equal(found[place], rows.reshape(-1, 4))
     assert len(found) == (len(rows.reshape(-1, 4).unique(dim=0)) if key is None else 280)
     embedding = ElementwiseEmbedding(4, 16, mixing=8)
-    torch.nn.init.normal_(embedding.mixing.up)
+    torch.nn.init.normal_(embedding.mixing.out)
     one_by_one = torch.stack([embedding(row) for row in rows.reshape(-1, 4)]).view(7, 40, 16)
     torch.testing.assert_close(embedding(rows), one_by_one)
     assert embedding(rows[:0]).shape == (0, 40, 16)
@@ -202,11 +202,11 @@ def test_mixing_starts_as_the_identity_also_within_a_model():
     rows = words("The heron stands.", 12)
     side_by_side = embedding.table[rows.int()].flatten(-2)
     torch.testing.assert_close(embedding(rows), side_by_side)
-    torch.nn.init.normal_(embedding.mixing.up)
+    torch.nn.init.normal_(embedding.mixing.out)
     x = side_by_side
     unit = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
-    inner = torch.nn.functional.gelu(unit @ embedding.mixing.down.T + embedding.mixing.bias)
-    torch.testing.assert_close(embedding(rows), x + inner @ embedding.mixing.up.T)
+    inner = torch.nn.functional.gelu(unit @ embedding.mixing.into.T + embedding.mixing.bias)
+    torch.testing.assert_close(embedding(rows), x + inner @ embedding.mixing.out.T)
 
 
 # Characters by hashes
@@ -302,4 +302,4 @@ def test_ablations_reach_the_embedding():
     embedding = build_embedding(config(ablation=ablation))
     assert embedding.table.shape == (12, 256, 4)
     assert embedding.shuffle
-    assert embedding.mixing.up.shape == (48, 3)
+    assert embedding.mixing.out.shape == (48, 3)

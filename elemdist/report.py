@@ -1,0 +1,180 @@
+"""A page about runs and comparisons: ``elemdist report RUN [RUN ...] --out report.html``.
+
+Everything is in the one file, which loads nothing and runs nothing, so that it can be read anywhere
+and for ever. elemdist/page.py makes the HTML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from elemdist import page
+from elemdist.atomic import write_atomically
+from elemdist.attempts import Attempt, numbers
+from elemdist.commandline import parse
+from elemdist.config import TrainSettings
+from elemdist.curves import PANELS, draw_panel, panel_curves, run_colour
+from elemdist.errors import UserError
+from elemdist.plot import Metrics, read_metrics, run_names
+from elemdist.report_figures import comparison_part, figures_part
+from elemdist.report_settings import ReportSettings
+from elemdist.stop import read_end
+from elemdist.units import duration
+
+SHOWN = (
+    "loss", "bits_per_byte", "material_accuracy", "micro_f1", "macro_f1", "micro_roc_auc",
+    "macro_roc_auc",
+)  # fmt: skip
+EVALUATIONS = 20  # the last so many stand in the table
+
+Runs = dict[str, tuple[Path, Metrics]]
+
+
+def run(settings: ReportSettings) -> int:
+    """``elemdist report``; the exit code."""
+    settings.check()
+    places = [Path(place) for place in settings.places]
+    compared = [place for place in places if (place / "results.json").is_file()]
+    folders = [place for place in places if place not in compared]
+    names = run_names(folders) if folders else []
+    runs = {name: (path, read_metrics(path)) for name, path in zip(names, folders, strict=True)}
+    parts = [comparison_part(place.name, read_json(place / "results.json")) for place in compared]
+    if runs:
+        parts += [overview(runs), curves(runs)]
+    for file in settings.figures:
+        parts.append(figures_part(Path(file).name, read_json(Path(file))))
+    parts += [about(name, path, metrics) for name, (path, metrics) in runs.items()]
+    title = ", ".join([*(place.name for place in compared), *names]) or "figures"
+    out = Path(settings.out)
+    try:
+        write_atomically(out, page.page(f"elemdist: {title}", *parts))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+    print(f"report: {out}, {out.stat().st_size / 1e3:,.0f} kB")
+    return 0
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError where it holds no object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read: {reason}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: no file of `elemdist eval`, `robustness` or `compare`")
+    return found
+
+
+def evaluations(metrics: Metrics) -> list[dict[str, Any]]:
+    return list(metrics.get("eval", {}).values())
+
+
+def overview(runs: Runs) -> str:
+    """A line for each run: how it stands, and its last evaluation."""
+    last = {name: (evaluations(metrics) or [{}])[-1] for name, (_, metrics) in runs.items()}
+    keys = [key for key in SHOWN if any(key in found for found in last.values())]
+    rows = []
+    for name, (path, metrics) in runs.items():
+        end = read_end(path) or {"state": "unknown", "reason": ""}
+        lines = [line for kind in metrics.values() for line in kind.values()]
+        step = max(line["step"] for line in lines)
+        seconds = max(float(line.get("time_s", 0)) for line in lines)
+        rows.append([name, end["state"], step, duration(seconds), *map(last[name].get, keys)])
+    return page.section(
+        "Runs",
+        page.table("The last evaluation of each", ["run", "state", "step", "time", *keys], rows),
+    )
+
+
+def curves(runs: Runs) -> str:
+    """A picture for each quantity that the runs logged, with all of them in it."""
+    metrics = {name: found for name, (_, found) in runs.items()}
+    pictures = []
+    for panel in PANELS:
+        if any(list(panel_curves(panel, found)) for found in metrics.values()):
+            figure = Figure(figsize=(5.0, 3.0), layout="constrained")  # legible on a phone, too
+            axes = figure.subplots()
+            draw_panel(axes, panel, metrics)
+            axes.set_xlabel("step")
+            told = panel.label + (f": {legend(list(runs))}" if len(runs) > 1 else "")
+            pictures.append(page.picture(figure, told))
+    return page.section("Curves", *pictures)
+
+
+def legend(names: list[str]) -> str:
+    """Which colour is which run, in words: also for those who do not see colours."""
+    words = {
+        "#0072B2": "blue", "#D55E00": "red", "#009E73": "green", "#CC79A7": "pink",
+        "#E69F00": "orange", "#56B4E9": "light blue", "#000000": "black",
+    }  # fmt: skip
+    return ", ".join(f"{words[run_colour(k)]} {name}" for k, name in enumerate(names))
+
+
+def about(name: str, path: Path, metrics: Metrics) -> str:
+    """All that a run folder tells of itself."""
+    return page.folded(
+        name,
+        *evaluation_table(metrics),
+        *settings_part(path),
+        *environment_part(path),
+        *attempts_part(path),
+        is_open=True,
+    )
+
+
+def evaluation_table(metrics: Metrics) -> Iterator[str]:
+    found = evaluations(metrics)[-EVALUATIONS:]
+    keys = [key for key in SHOWN if any(key in one for one in found)]
+    if found:
+        rows = [[str(one["step"]), *map(one.get, keys)] for one in found]
+        yield page.table("Evaluations", ["step", *keys], rows)
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of a tree of dicts."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix[:-1]: tree}
+    return {k: x for name, one in tree.items() for k, x in flat(one, f"{prefix}{name}.").items()}
+
+
+def shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def settings_part(path: Path) -> Iterator[str]:
+    """What differs from the defaults, and all of it; the command that does the run again."""
+    file = path / "settings.yaml"
+    if not file.is_file():
+        return
+    settings = parse(TrainSettings, [str(file)], "elemdist report")
+    mine, usual = flat(dataclasses.asdict(settings)), flat(dataclasses.asdict(TrainSettings()))
+    other = [[key, shown(value)] for key, value in mine.items() if usual.get(key) != value]
+    yield page.table("Settings that are not the defaults", ["setting", "value"], other)
+    every = [[key, shown(value)] for key, value in mine.items()]
+    yield page.folded("All settings", page.table("All settings", ["setting", "value"], every))
+    yield page.paragraph("The same run again, in a new folder:")
+    yield page.code(f"elemdist train {path.name}/settings.yaml --run-dir NEW")
+
+
+def environment_part(path: Path) -> Iterator[str]:
+    file = path / "environment.json"
+    if file.is_file():
+        rows = [[key, shown(value)] for key, value in flat(read_json(file)).items()]
+        yield page.folded("Environment", page.table("Environment", ["what", "value"], rows))
+
+
+def attempts_part(path: Path) -> Iterator[str]:
+    """The starts of a run and how they ended, where there were several."""
+    rows = []
+    for number in numbers(path):
+        end = Attempt(path, number).read("end")
+        rows.append([str(number), end.get("step"), str(end.get("reason", "not told"))])
+    if len(rows) > 1:
+        yield page.table("Attempts", ["attempt", "step", "how it ended"], rows)
