@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from elemdist.errors import UserError
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a file in one step: a reader sees the old text or the new, never a part."""
@@ -15,6 +17,14 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync_folder(path.parent)
+
+
+def write_result(path: str | Path, text: str) -> None:
+    """The same for a file that a user has named. Raises UserError where it cannot be written."""
+    try:
+        write_atomically(Path(path), text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def sync_file(path: Path) -> None:

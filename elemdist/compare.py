@@ -134,7 +134,10 @@ def claimed(out: Path, settings: CompareSettings) -> Iterator[None]:
 
 def difference(before: str, tree: dict[str, Any], out: Path) -> str:
     """What of the settings is another than in the folder."""
-    old = yaml.safe_load(before)
+    try:
+        old = yaml.safe_load(before)
+    except yaml.YAMLError:  # no file of ours any more
+        old = None
     old = old if isinstance(old, dict) else {}
     names = [name for name, value in tree.items() if old.get(name) != value]
     return f"{out} holds a comparison with other settings ({', '.join(names)})"

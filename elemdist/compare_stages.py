@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from elemdist.atomic import write_atomically
 from elemdist.commandline import parse
 from elemdist.compare_settings import CompareSettings, Entry
 from elemdist.config import TrainSettings
@@ -23,7 +24,6 @@ from elemdist.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 from elemdist.stop import die_with_parent, read_end
 
 TRIAL_STEPS = 40  # of which the first half only warms up
-PARTS = ("train", "val", "test")
 
 
 class StageError(Exception):
@@ -232,7 +232,5 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    from elemdist.atomic import write_atomically
-
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from elemdist import thresholds
-from elemdist.atomic import write_atomically
+from elemdist.atomic import write_result
 from elemdist.breakdown import by_length, by_position, counted, figures_of
 from elemdist.data import evaluation_batches
 from elemdist.errors import UserError
@@ -107,7 +107,7 @@ def run(settings: EvalSettings) -> int:
     }
     text = json.dumps({**facts, **figures}, indent=2)
     if settings.out:
-        write_atomically(Path(settings.out), text + "\n")
+        write_result(settings.out, text + "\n")
         print(f"{eval_line(None, figures)}  {settings.out}")
     else:
         print(text)

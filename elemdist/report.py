@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from elemdist import page
-from elemdist.atomic import write_atomically
+from elemdist.atomic import write_result
 from elemdist.attempts import Attempt, numbers
 from elemdist.commandline import parse
 from elemdist.config import TrainSettings
@@ -52,10 +52,7 @@ def run(settings: ReportSettings) -> int:
     parts += [about(name, path, metrics) for name, (path, metrics) in runs.items()]
     title = ", ".join([*(place.name for place in compared), *names]) or "figures"
     out = Path(settings.out)
-    try:
-        write_atomically(out, page.page(f"elemdist: {title}", *parts))
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+    write_result(out, page.page(f"elemdist: {title}", *parts))
     print(f"report: {out}, {out.stat().st_size / 1e3:,.0f} kB")
     return 0
 

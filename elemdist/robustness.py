@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from elemdist.atomic import write_atomically
+from elemdist.atomic import write_result
 from elemdist.errors import UserError
 from elemdist.multilabel import multilabel_figures
 from elemdist.noise import noisy
@@ -91,7 +91,7 @@ def truth_of(labels: list[list[str]], known: list[str]) -> tuple[np.ndarray, int
 
 
 def asked(settings: RobustnessSettings) -> list[tuple[str, float, int]]:
-    """(kind, rate, seed) of each point; without noise all kinds and seeds are the same one."""
+    """(kind, rate, seed) of each point; without noise all seeds are the same one."""
     return [
         (kind, rate, seed)
         for kind in settings.kinds
@@ -135,7 +135,7 @@ def save(settings: RobustnessSettings, points: Points, unknown: dict[str, int]) 
     if settings.out:
         found = {"settings": same(settings), "unknown_labels": unknown, "points": points}
         text = json.dumps(found, indent=2, ensure_ascii=False)
-        write_atomically(Path(settings.out), text + "\n")
+        write_result(settings.out, text + "\n")
 
 
 def curve(points: Points, name: str, kind: str, metric: str) -> dict[float, float]:

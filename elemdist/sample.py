@@ -6,7 +6,6 @@ Shape suffixes: see elemdist/rows.py; T rows read at once, P rows read before.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -17,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elemdist import checkpoint
-from elemdist.engine import choose_device, use_threads
 from elemdist.errors import UserError
-from elemdist.inputs import open_symbols, open_tokenizer
+from elemdist.inputs import open_tokenizer
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
 from elemdist.rows import DOC, special_row
 from elemdist.sample_settings import SampleSettings
+from elemdist.trained import Trained
 from elemdist.writers import ByteWriter, Choice, TokenWriter, Writer
 
 READ_AT_ONCE = 512  # rows of a prompt, so that no mask grows with the square of its length
@@ -136,27 +134,6 @@ def prompt_rows(config: ModelConfig, prompt: str, tokenizer: str | None, cut: Cu
     return torch.from_numpy(np.concatenate(rows_TV))
 
 
-def load_decoder(settings: SampleSettings) -> Model:
-    """The model of a run, ready to sample from. Raises UserError where it is no decoder's."""
-    assert settings.run is not None
-    device = choose_device(settings.device, 0)
-    use_threads(1)
-    with contextlib.redirect_stdout(sys.stderr):  # what it tells is no part of the text
-        chosen = checkpoint.find(settings.run)
-    config = chosen.config()
-    if config.objective != "clm":
-        raise UserError(
-            f"{settings.run}: its objective is {config.objective}, and only a decoder can go on"
-            " with a text; train one with --model.backbone decoder --objective clm"
-        )
-    tokenizer = settings.tokenizer or config.model.tokenizer
-    if config.symbols is not None and open_symbols(tokenizer) != config.symbols:
-        raise UserError(f"tokenizer: {tokenizer} is not the one that the model was trained with")
-    model = Model(config)
-    chosen.load_weights(model, as_trained=True)
-    return model.eval().to(device)
-
-
 def run(settings: SampleSettings, cut: CutRows) -> int:
     """``elemdist sample``: writes the text to standard output as it comes; the exit code.
 
@@ -164,9 +141,10 @@ def run(settings: SampleSettings, cut: CutRows) -> int:
     """
     settings.check()
     prompt = read_prompt(settings)
-    model = load_decoder(settings)
-    config = model.config
-    tokenizer = settings.tokenizer or config.model.tokenizer
+    assert settings.run is not None
+    trained = Trained(settings.run, settings.tokenizer, settings.device, "clm")
+    model, config = trained.model, trained.config
+    tokenizer = config.model.tokenizer
     prompt_TV = prompt_rows(config, prompt, tokenizer, cut)
     if len(prompt_TV) > config.positions:
         half = max(1, config.positions // 2)
@@ -176,7 +154,7 @@ def run(settings: SampleSettings, cut: CutRows) -> int:
             file=sys.stderr,
         )
         prompt_TV = prompt_TV[-half:]
-    prompt_TV = prompt_TV.to(next(model.parameters()).device)
+    prompt_TV = prompt_TV.to(trained.device)
     choose = Choice(settings)
     out = sys.stdout.buffer  # UTF-8, whatever the terminal is set to
     for number in range(settings.documents):

@@ -17,6 +17,12 @@ from elemdist.evaluate import document_scores
 from elemdist.inputs import open_reading, open_symbols
 from elemdist.model import Model
 
+# What a model of another objective cannot do, and which can.
+ONLY = {
+    "clm": "only a decoder can go on with a text; train one with --model.backbone decoder"
+    " --objective clm",
+    "classify": "only a classifier predicts labels; train one with --objective classify",
+}
 # (texts as UTF-8, n, v, segmenter, overlong, tokenizer) -> samples (B, N, V) uint8
 CutSamples = Callable[[Sequence[bytes], int, int, str, str, str | None], np.ndarray]
 
@@ -28,18 +34,26 @@ class Trained:
         run: a run folder, or a checkpoint's.
         tokenizer: of a subword model; None: where it was in training.
         device: auto, cpu or cuda.
+        objective: that it must have; None: any.
 
     Attributes:
         checkpoint, config, settings, model, device.
 
     Raises:
-        UserError: there is no checkpoint, it cannot be used, or the tokenizer is another.
+        UserError: there is no checkpoint, it cannot be used or has another objective, or the
+            tokenizer is another.
     """
 
-    def __init__(self, run: str, tokenizer: str | None, device: str) -> None:
+    def __init__(
+        self, run: str, tokenizer: str | None, device: str, objective: str | None = None
+    ) -> None:
         with contextlib.redirect_stdout(sys.stderr):  # what it tells is no result
             self.checkpoint = checkpoint.find(run)
         self.config, self.settings = self.checkpoint.config(), self.checkpoint.settings()
+        if objective is not None and self.config.objective != objective:
+            raise UserError(
+                f"{run}: its objective is {self.config.objective}, and {ONLY[objective]}"
+            )
         if tokenizer is not None:
             if self.config.symbols is None:
                 raise UserError(f"tokenizer: the input of {run} is {self.config.model.input}")
@@ -69,12 +83,7 @@ class TextClassifier(Trained):
     def __init__(
         self, run: str, tokenizer: str | None, device: str, cut: CutSamples, overlong: str
     ) -> None:
-        super().__init__(run, tokenizer, device)
-        if self.config.objective != "classify":
-            raise UserError(
-                f"{run}: its objective is {self.config.objective}, and only a classifier predicts"
-                " labels; train one with --objective classify"
-            )
+        super().__init__(run, tokenizer, device, "classify")
         self.labels = self.config.labels or []
         self.cut, self.overlong = cut, overlong
         self.reading = open_reading(self.config)

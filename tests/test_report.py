@@ -13,6 +13,7 @@ import pytest
 
 from elemdist import compare_table
 from elemdist.attempts import Attempt
+from elemdist.errors import UserError
 from elemdist.multilabel import by_frequency, calibration, multilabel_figures
 from elemdist.report import run
 from elemdist.report_settings import ReportSettings
@@ -85,7 +86,9 @@ def test_a_run_is_told_wholly(tmp_path):
         "elemdist train my run/settings.yaml --run-dir NEW", "loss (nats)", "F1 at evaluation",
     ):  # fmt: skip
         assert found.has(words), words
-    assert not found.has("model.width\n")
+    # What is the default stands once, among all settings, the other also above them.
+    assert found.words.count("model.layers") == 2
+    assert found.words.count("model.width") == 1
 
 
 def test_names_of_any_kind_are_text(tmp_path):
@@ -157,6 +160,9 @@ def test_mistakes(tmp_path):
         )
         expect_user_error(done, str(other))
     (run_dir / "results.json").write_text("{}")
-    with pytest.raises(Exception, match="no results of"):
+    with pytest.raises(UserError, match="no results of"):
         run(ReportSettings([str(run_dir)], out=str(tmp_path / "r.html")))
     assert not (tmp_path / "r.html").exists()
+    (tmp_path / "r.html").mkdir()
+    done = elemdist("report", made_run(tmp_path / "fine"), "--out", tmp_path / "r.html")
+    expect_user_error(done, "cannot be written")
