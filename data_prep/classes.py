@@ -88,6 +88,18 @@ def ranges(table: dict[str, str]) -> list[tuple[int, int]]:
     return [(int(pair[0], 16), int(pair[-1], 16)) for pair in pairs]
 
 
+def alone() -> list[tuple[int, int]]:
+    """The inclusive ranges of code points beyond ASCII, and of control characters, that are a
+    material each: sorted, none beside another."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(ranges(SEPARATE) + ranges(UNSPACED)):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
+        else:
+            joined.append((first, last))
+    return joined
+
+
 def class_table() -> np.ndarray:
     """The class of every code point. Shape (0x110000,), uint8; takes about 1 ms to build."""
     table = np.full(CODE_POINTS, WORD, np.uint8)

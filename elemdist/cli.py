@@ -111,6 +111,18 @@ def predict(argv: list[str]) -> int:
     return run(settings, samples_of)
 
 
+def export(argv: list[str]) -> int:
+    """write a trained model for transformers, and for ONNX, to be used without elemdist"""
+    from elemdist.commandline import parse
+    from elemdist.export_settings import ExportSettings
+
+    settings = parse(ExportSettings, argv, "elemdist export", "run", export.__doc__)
+    from data_prep.classes import alone
+    from elemdist.export import run  # after the settings: it loads torch
+
+    return run(settings, alone)
+
+
 def robustness(argv: list[str]) -> int:
     """figures of classifiers on text with typing and scanning errors in it"""
     from elemdist.commandline import parse
@@ -239,6 +251,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "sample": sample,
     "predict": predict,
+    "export": export,
     "robustness": robustness,
     "compare": compare,
     "plot": plot,

@@ -1,0 +1,139 @@
+"""The model card of an export: what the model is, what it was trained on, its figures, its use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elemdist import __version__
+from elemdist.checkpoint import Checkpoint
+from elemdist.errors import UserError
+from elemdist.model import Model
+from elemdist.model_config import ModelConfig
+
+TASKS = {"mlm": "fill-mask", "clm": "text-generation", "classify": "text-classification"}
+MOST_LABELS = 50  # that the card names
+USE = {
+    "classify": """\
+from transformers import pipeline
+
+classifier = pipeline("text-classification", "{name}", trust_remote_code=True, top_k=3)
+print(classifier("Wheat exports rose."))
+""",
+    "mlm": """\
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForMaskedLM.from_pretrained("{name}", trust_remote_code=True)
+batch = tokenizer("Wheat exports rose.")
+batch["input_ids"][0, 2] = tokenizer.mask_token_id  # the second word
+print(tokenizer.decode(model(**batch).logits[0, 2].argmax(-1)))
+""",
+    "clm": """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+batch = tokenizer("Wheat exports ")
+print(tokenizer.decode(model(**batch).logits[0, -1].argmax(-1)))  # what comes next
+""",
+}
+INPUTS = {
+    "elementwise": "a position is a material of up to {v} bytes ({segmenter})",
+    "byte": "a position is a byte",
+    "canine": "a position is a character",
+}
+
+
+def model_card(
+    found: Checkpoint, config: ModelConfig, model: Model, figures: str | None, name: str
+) -> str:
+    """The text of README.md, for a folder called `name`.
+
+    Raises UserError where `figures`, a file of `elemdist eval`, cannot be read.
+    """
+    shape, settings = config.model, found.settings()
+    kind = INPUTS[shape.input].format(v=config.v, segmenter=f"segmenter {config.segmenter}")
+    head = {
+        "library_name": "transformers",
+        "pipeline_tag": TASKS[config.objective],
+        "tags": ["elementwise", "tokenizer-free", shape.backbone],
+    }
+    facts = {
+        "backbone": f"{shape.backbone}, {shape.layers} layers, width {shape.width},"
+        f" {shape.heads} heads",
+        "parameters": f"{sum(x.numel() for x in model.parameters()):,}",
+        "input": f"UTF-8 bytes, no vocabulary: {kind}",
+        "sequence": f"{config.n} materials at most; longer text is cut",
+        "objective": config.objective,
+        "training": f"{found.step:,} steps of {settings.batch.global_samples} samples,"
+        f" learning rate {settings.optim.lr:g}, seed {settings.seed}",
+        "made by": f"elemdist {__version__}",
+    }
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {name}",
+        "\n".join(["| | |", "|---|---|", *(f"| {key} | {told} |" for key, told in facts.items())]),
+    ]
+    parts += figures_part(found.path.parent.parent, figures)
+    if config.labels:
+        shown = [f"`{label}`" for label in config.labels[:MOST_LABELS]]
+        more = len(config.labels) - len(shown)
+        parts.append("Labels: " + ", ".join(shown) + (f" and {more} more." if more else "."))
+        at = settings.classify.threshold
+        parts.append(f"A label holds where its score reaches {at:g}; several may hold.")
+    use = USE[config.objective].format(name=name)
+    parts.append(f"## Use\n\nNeeds torch and transformers.\n\n```python\n{use}```")
+    return "\n\n".join(parts) + "\n"
+
+
+def figures_part(run: Path, figures: str | None) -> list[str]:
+    """The section of figures; none where there are none."""
+    if figures is None:
+        found, told = last_evaluation(run), "In training, on its evaluation data:"
+    else:
+        found, told = read_figures(figures), "By `elemdist eval`, with 95 % intervals:"
+    intervals = found.get("intervals") or {}
+    rows = []
+    for key, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        bounds = intervals.get(key)
+        between = f" ({bounds[0]:.4f} to {bounds[1]:.4f})" if bounds else ""
+        rows.append(
+            f"| {key} | {value:,}{between} |"
+            if isinstance(value, int)
+            else f"| {key} | {value:.4f}{between} |"
+        )
+    if not rows:
+        return []
+    return ["## Figures", told, "\n".join(["| figure | value |", "|---|---|", *rows])]
+
+
+def last_evaluation(run: Path) -> dict[str, Any]:
+    """The run's last figures of evaluation; none: empty."""
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        if '"eval"' in line:
+            found = json.loads(line)
+            if found.get("kind") == "eval":
+                return {k: x for k, x in found.items() if k not in ("kind", "time_s")}
+    return {}
+
+
+def read_figures(path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+        return found
+    except OSError as error:
+        raise UserError(f"figures: {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"figures: {path} is no file of elemdist eval: {error}") from None

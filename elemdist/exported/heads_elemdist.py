@@ -1,0 +1,111 @@
+"""What stands on an elementwise transformer: predictions of bytes, or of labels. Needs only torch.
+
+Shape suffixes: see blocks_elemdist.py; M materials of a batch, E values of a byte (256), L labels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks_elemdist import ELEMENTS, Block, allowed, layer_norm
+from .configuration_elemdist import ElemdistConfig
+
+PAD = 255
+IGNORED = -100  # as in all of transformers: labels that are not predicted
+
+
+class ElementHead(nn.Module):
+    """Vectors to logits of the bytes, each by itself: ``(B, N, W) -> (B, N, V, E)``."""
+
+    def __init__(self, config: ElemdistConfig) -> None:
+        super().__init__()
+        self.slots, width = config.slots, config.embedded
+        self.tanh = "tanh" if config.activation == "gelu_tanh" else "none"
+        self.dense = nn.Linear(config.width, width)
+        self.norm = layer_norm(width)
+        self.bias_VE = nn.Parameter(torch.empty(self.slots, ELEMENTS))
+        shape = (ELEMENTS, width // self.slots)
+        self.table = None if config.tied else nn.Parameter(torch.empty(shape))
+
+    def forward(self, x_BNW: Tensor, table: Tensor | None, target_BNV: Tensor | None) -> Tensor:
+        table = self.table if table is None else table
+        assert table is not None
+        x_BNW = self.norm(F.gelu(self.dense(x_BNW), approximate=self.tanh))
+        x_BNVC = x_BNW.unflatten(-1, (self.slots, -1))
+        if table.ndim == 3:
+            return torch.einsum("bnvc,vec->bnve", x_BNVC, table) + self.bias_VE
+        return x_BNVC @ table.T + self.bias_VE
+
+
+class SlotDecoder(nn.Module):
+    """Vectors to logits of the bytes, each given those before it: ``(B, N, W) -> (B, N, V, E)``.
+    Those before it are the likeliest ones, or the target's, where there is one."""
+
+    def __init__(self, config: ElemdistConfig) -> None:
+        super().__init__()
+        self.slots, self.width = config.slots, config.slot_width
+        self.spread = nn.Linear(config.width, self.slots * self.width)
+        self.table = nn.Parameter(torch.empty(ELEMENTS, self.width))
+        self.blocks = nn.ModuleList(
+            Block(self.width, self.width // 32, 4 * self.width) for _ in range(config.slot_layers)
+        )
+        self.norm = layer_norm(self.width)
+        self.bias_VE = nn.Parameter(torch.empty(self.slots, ELEMENTS))
+
+    def given(self, x_MVW: Tensor, target_MV: Tensor) -> Tensor:
+        """The logits, (M, V, E), of all slots; a slot sees the bytes before it."""
+        before_MV = F.pad(target_MV[:, :-1], (1, 0), value=PAD)
+        x_MVW = x_MVW + F.embedding(before_MV, self.table) * self.width**0.5
+        causal = allowed(torch.ones_like(target_MV, dtype=torch.bool), causal=True)
+        for block in self.blocks:
+            x_MVW = block(x_MVW, causal)
+        return self.norm(x_MVW) @ self.table.T + self.bias_VE
+
+    def forward(self, x_BNW: Tensor, table: Tensor | None, target_BNV: Tensor | None) -> Tensor:
+        x_MVW = self.spread(x_BNW).flatten(0, 1).unflatten(-1, (self.slots, -1))
+        if target_BNV is None:
+            target_MV = torch.full(x_MVW.shape[:2], PAD, device=x_BNW.device)
+            for slot in range(self.slots):
+                target_MV[:, slot] = self.given(x_MVW, target_MV)[:, slot].argmax(-1)
+        else:
+            target_MV = target_BNV.flatten(0, 1)
+        return self.given(x_MVW, target_MV).unflatten(0, x_BNW.shape[:2])
+
+
+class Classifier(nn.Module):
+    """A vector of each sequence to a logit per label: ``(B, N, W) -> (B, L)``."""
+
+    def __init__(self, config: ElemdistConfig) -> None:
+        super().__init__()
+        self.pooling = config.pooling
+        self.dense = nn.Linear(config.width, config.width)
+        self.drop = nn.Dropout(config.dropout)
+        self.labels = nn.Linear(config.width, config.num_labels)
+
+    def pooled(self, x_BNW: Tensor, mask_BN: Tensor) -> Tensor:
+        if self.pooling == "doc":
+            return x_BNW[:, 0]
+        mask_BN1 = mask_BN.bool().unsqueeze(-1)
+        if self.pooling == "max":
+            return x_BNW.masked_fill(~mask_BN1, -torch.inf).amax(1)
+        length_B1 = mask_BN1.sum(1)
+        if self.pooling == "last":
+            last_B1W = (length_B1 - 1).unsqueeze(-1).expand(-1, -1, x_BNW.shape[-1])
+            return x_BNW.gather(1, last_B1W).squeeze(1)
+        return (x_BNW * mask_BN1).sum(1) / length_B1
+
+    def forward(self, x_BNW: Tensor, mask_BN: Tensor) -> Tensor:
+        return self.labels(self.drop(torch.tanh(self.dense(self.pooled(x_BNW, mask_BN)))))
+
+
+def element_loss(logits_BNVE: Tensor, labels_BNV: Tensor) -> Tensor:
+    """The mean nats of a material: those of its bytes and of its end mark, the first PAD, if it has
+    one. Materials whose first label is `IGNORED` do not count."""
+    counted_BNV = (labels_BNV == PAD).cumsum(-1) <= 1
+    counted_BNV &= (labels_BNV[..., :1] != IGNORED).expand_as(labels_BNV)
+    nats = F.cross_entropy(
+        logits_BNVE[counted_BNV].float(), labels_BNV[counted_BNV], reduction="sum"
+    )
+    return nats / (labels_BNV[..., 0] != IGNORED).sum().clamp(min=1)

@@ -1,0 +1,218 @@
+"""Elementwise transformers (Kim & Kim 2023, arXiv 2302.13475) for the transformers library.
+
+The vector of a position, say a word, is the embeddings of its UTF-8 bytes side by side, out of one
+table of 256 rows. Behind that stands an encoder or a decoder as usual.
+
+Shape suffixes: see blocks_elemdist.py; M materials of a batch, E values of a byte (256), L labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    CausalLMOutput,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+)
+
+from .blocks_elemdist import Block, ElementwiseEmbedding, allowed, layer_norm, rotation
+from .canine_elemdist import DownSampling, HashEmbedding, UpSampling, molecule_mask
+from .configuration_elemdist import ElemdistConfig
+from .heads_elemdist import IGNORED, PAD, Classifier, ElementHead, SlotDecoder, element_loss
+
+
+class ElemdistPreTrainedModel(PreTrainedModel):
+    config_class = ElemdistConfig
+    base_model_prefix = "elemdist"
+    main_input_name = "input_ids"
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Of what a file does not hold, such as a new classifier's labels."""
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, nn.LayerNorm):
+                nn.init.constant_(parameter, float(name == "weight"))
+            elif parameter.ndim < 2:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=0.02)
+
+
+class ElemdistModel(ElemdistPreTrainedModel):
+    """The encoder, or decoder: text as the tokenizer gives it to a vector of each position."""
+
+    def __init__(self, config: ElemdistConfig, **_: Any) -> None:
+        super().__init__(config)
+        width, embedded, pre = config.width, config.embedded, config.norm == "pre"
+        canine = config.input == "canine"
+        self.embedding = HashEmbedding(config) if canine else ElementwiseEmbedding(config)
+        learned = config.positions == "learned"
+        self.positions = nn.Embedding(config.max_positions, embedded) if learned else None
+        self.norm = layer_norm(embedded, config.biases)
+        self.drop = nn.Dropout(config.dropout)
+        self.widen = nn.Linear(embedded, width) if config.embedding_width else nn.Identity()
+        self.blocks = nn.ModuleList(
+            self.block() for _ in range(1 if config.backbone == "albert" else config.layers)
+        )
+        self.final_norm = layer_norm(width, config.biases) if pre else nn.Identity()
+        if config.backbone == "canine":
+            self.local, self.last = self.block(), self.block()
+            self.down, self.up = DownSampling(config), UpSampling(config)
+            self.local_norm = layer_norm(width, config.biases) if pre else nn.Identity()
+            self.deep_norm = layer_norm(width, config.biases) if pre else nn.Identity()
+        self.post_init()
+
+    def block(self) -> Block:
+        config = self.config
+        return Block(
+            *(config.width, config.heads, config.feedforward),
+            *(config.norm, config.activation, config.biases, config.dropout),
+        )
+
+    def turn(self, count: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """The rotation of the first `count` positions; None where they are learned."""
+        config = self.config
+        if config.positions == "learned":
+            return None
+        places = torch.arange(count, device=device)
+        return rotation(places, config.width // config.heads, config.rotary_base)
+
+    def mask(self, input_ids: Tensor) -> Tensor:
+        """Where there is text, (B, N) bool."""
+        first_BN = input_ids if input_ids.ndim == 2 else input_ids[..., 0]
+        return first_BN.ne(self.config.pad_token_id)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        input = self.config.input
+        x_BNW = self.embedding(input_ids.unsqueeze(-1) if input == "byte" else input_ids)
+        if self.positions is not None:
+            x_BNW = x_BNW + self.positions.weight[: x_BNW.shape[1]]
+        return self.widen(self.drop(self.norm(x_BNW)))
+
+    def stack(self, x_BNW: Tensor, mask_BN: Tensor) -> Tensor:
+        """All blocks; a shared one comes several times."""
+        config = self.config
+        causal, every = config.backbone == "decoder", config.global_every
+        turn = self.turn(x_BNW.shape[1], x_BNW.device)
+        for number in range(config.layers):
+            window = 0 if every and number % every == 0 else config.window
+            block = self.blocks[number % len(self.blocks)]
+            x_BNW = block(x_BNW, allowed(mask_BN, window, causal), turn)
+        return x_BNW
+
+    def through_molecules(self, x_BNW: Tensor, mask_BN: Tensor) -> Tensor:
+        """CANINE's way (arXiv 2103.06874): the blocks see one vector for several positions."""
+        config = self.config
+        turn = self.turn(x_BNW.shape[1], x_BNW.device)
+        near = allowed(mask_BN, chunk=config.canine["local"])
+        x_BNW = self.local_norm(self.local(x_BNW, near, turn))
+        deep_BMW = self.stack(self.down(x_BNW), molecule_mask(mask_BN, config.canine["rate"]))
+        x_BNW = self.up(x_BNW, self.deep_norm(deep_BMW), mask_BN)
+        return self.last(x_BNW, allowed(mask_BN, config.window), turn)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> BaseModelOutput:
+        """Args:
+            input_ids: (B, N, V) int64 bytes; of input byte (B, N), of input canine (B, N) code
+                points. attention_mask: (B, N), 0 where there is padding, by default where
+                `input_ids` say so; padding is at the end.
+
+        Raises:
+            ValueError: a sequence has more positions than there are.
+        """
+        most = self.config.max_positions
+        if most and input_ids.shape[1] > most:
+            raise ValueError(f"{input_ids.shape[1]} positions; this model has {most}")
+        mask_BN = self.mask(input_ids) if attention_mask is None else attention_mask.bool()
+        x_BNW = self.embed(input_ids)
+        canine = self.config.backbone == "canine"
+        x_BNW = self.through_molecules(x_BNW, mask_BN) if canine else self.stack(x_BNW, mask_BN)
+        return BaseModelOutput(last_hidden_state=self.final_norm(x_BNW))
+
+
+class ElementPrediction(ElemdistPreTrainedModel):
+    """Materials out of their vectors; the base of the two below.
+
+    Without `labels`, a head that predicts a material byte by byte takes the likeliest byte each
+    time, and its logits are those on that way.
+    """
+
+    def __init__(self, config: ElemdistConfig) -> None:
+        super().__init__(config)
+        self.elemdist = ElemdistModel(config)
+        self.head = SlotDecoder(config) if config.head == "autoregressive" else ElementHead(config)
+        self.post_init()
+
+    def predicted(
+        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, shift: int
+    ) -> tuple[Tensor | None, Tensor]:
+        """(loss, logits (B, N, V, E)); position k predicts the labels of k + `shift`."""
+        x_BNW = self.elemdist(input_ids, attention_mask).last_hidden_state
+        table = self.elemdist.embedding.table if self.config.tied else None
+        if labels is None:
+            return None, self.head(x_BNW, table, None)
+        target_BNV = labels if labels.ndim == 3 else labels.unsqueeze(-1)
+        if shift:
+            target_BNV = F.pad(target_BNV[:, shift:], (0, 0, 0, shift), value=IGNORED)
+        logits_BNVE = self.head(x_BNW, table, target_BNV.where(target_BNV != IGNORED, PAD))
+        return element_loss(logits_BNVE, target_BNV), logits_BNVE
+
+
+class ElemdistForMaskedLM(ElementPrediction):
+    """Hidden materials out of those around them. `labels` (B, N, V): their bytes, else -100."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> MaskedLMOutput:
+        loss, logits = self.predicted(input_ids, attention_mask, labels, 0)
+        return MaskedLMOutput(loss=loss, logits=logits)
+
+
+class ElemdistForCausalLM(ElementPrediction):
+    """The next material out of those before it. `labels` (B, N, V): mostly `input_ids`."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> CausalLMOutput:
+        loss, logits = self.predicted(input_ids, attention_mask, labels, 1)
+        return CausalLMOutput(loss=loss, logits=logits)
+
+
+class ElemdistForSequenceClassification(ElemdistPreTrainedModel):
+    """Labels of text, any number of them at once. `labels`: (B, L), 0 or 1."""
+
+    def __init__(self, config: ElemdistConfig) -> None:
+        super().__init__(config)
+        self.elemdist = ElemdistModel(config)
+        self.head = Classifier(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput:
+        x_BNW = self.elemdist(input_ids, attention_mask).last_hidden_state
+        if attention_mask is None:
+            attention_mask = self.elemdist.mask(input_ids)
+        logits_BL = self.head(x_BNW, attention_mask)
+        loss = None
+        if labels is not None:
+            loss = F.binary_cross_entropy_with_logits(logits_BL.float(), labels.float())
+        return SequenceClassifierOutput(loss=loss, logits=logits_BL)
