@@ -10,9 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from elemdist import compare_table
+from elemdist.attention import Segments
+from elemdist.commandline import parse
+from elemdist.compare import check_entries
+from elemdist.compare_settings import CompareSettings
+from elemdist.compare_stages import Stages
+from elemdist.model import Model
+from elemdist.model_config import Symbols, model_config
 from elemdist.peers import documents_of, learn_wordpiece
 from elemdist.stop import read_end
 from tests.conftest import ELEMDIST, REPOSITORY, elemdist, expect_user_error
@@ -197,3 +205,39 @@ def test_seeds_that_all_say_the_same_are_told_from_some_that_do_not():
     mixed = compare_table.over_seeds({1: 0.70, 2: 0.72, 3: 0.73}, theirs)
     assert mixed["p"] > 0.1
     assert compare_table.over_seeds({1: 0.7}, {1: 0.6})["p"] is None
+
+
+COMPARISONS = [
+    path
+    for path in sorted((REPOSITORY / "configs" / "compare").glob("*.yaml"))
+    if "models:" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_the_comparisons_that_come_along(path, tmp_path):
+    """Every model of every one of them can be built for the shards that it asks for."""
+    words = [str(path), "--text", "news.jsonl", "--out", str(tmp_path / "out")]
+    settings = parse(CompareSettings, words, "elemdist compare")
+    settings.check()
+    stages = Stages(settings)
+    assert check_entries(settings, stages) == "classify"
+    named = path.read_text()
+    assert f"elemdist compare {path.relative_to(REPOSITORY)}" in named
+    for entry in settings.models:
+        if entry.baseline != "none":
+            continue
+        for phase in stages.phases(entry):
+            one = phase.settings()
+            shard = stages.shard_settings(entry)
+            symbols = Symbols(1, 2, 3, entry.vocabulary) if entry.vocabulary else None
+            config = model_config(one, shard["n"], shard["v"], ["a", "b"], symbols=symbols)
+            rows_TV = torch.full((5, config.slots), 97, dtype=torch.uint8)
+            if symbols:
+                rows_TV = rows_TV.int()
+            segments = Segments(torch.tensor([0, 5], dtype=torch.int32), [5])
+            model = Model(config).eval()
+            if one.objective == "classify":
+                assert model(rows_TV, torch.arange(5), segments).shape == (1, 2)
+            else:
+                assert model.encoder(rows_TV, torch.arange(5), segments).shape[0] == 5
