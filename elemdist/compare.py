@@ -5,6 +5,7 @@ elemdist compare configs/compare/reuters.yaml --text reuters.jsonl.zst --out DIR
     DIR/compare.yaml     all settings; others are refused in this folder
         shards/ vocabularies/ trials/ runs/ logs/     what the stages made
         figures/NAME-SEED.json, scores/NAME-SEED.npz   of the test documents
+        noise.json, noise/     figures of the test documents with errors in them
         results.json     all figures of all seeds, and the tests
         table.md, figure.svg
 
@@ -30,6 +31,7 @@ import numpy as np
 import yaml
 
 from elemdist.atomic import write_atomically
+from elemdist.compare_noise import Points, noise_points, noise_table
 from elemdist.compare_settings import CompareSettings, Entry
 from elemdist.compare_stages import StageError, Stages, lines_of, write_json
 from elemdist.config import TrainSettings
@@ -62,7 +64,15 @@ def run(settings: CompareSettings) -> int:
                     tell(f"{entry.name}, seed {seed}: {error}")
                     continue
                 figures.setdefault(entry.name, {})[seed] = found
-        conclude(settings, stages, figures, failed, objective)
+        points: Points = []
+        if objective == "classify":
+            try:
+                points = noise_points(settings, stages, figures)
+            except StageError as error:
+                if not settings.keep_going:
+                    raise UserError(str(error)) from None
+                failed["noise"] = str(error)
+        conclude(settings, stages, figures, failed, objective, points)
     return 1 if failed else 0
 
 
@@ -233,6 +243,7 @@ def conclude(
     figures: dict[str, dict[int, dict[str, Any]]],
     failed: dict[str, str],
     objective: str,
+    points: Points,
 ) -> None:
     """Writes the results, the table and the figure. Raises UserError where nothing was trained."""
     from elemdist.compare_table import draw, results, table
@@ -246,7 +257,7 @@ def conclude(
     unit, amount = settings.budget.stated()
     found = {"budget": {unit: amount}, "seeds": settings.seeds, **found, "failed": failed}
     write_json(stages.out / "results.json", found)
-    text = table(found)
+    text = table(found) + (f"\n{noise_table(points)}" if points else "")
     write_atomically(stages.out / "table.md", text)
     draw(found, stages.out / "figure.svg")
     print(text)

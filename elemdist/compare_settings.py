@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from elemdist.errors import UserError
+from elemdist.robustness_settings import RobustnessSettings
 
 UNITS = ("seconds", "steps", "bytes", "flops")
 
@@ -61,6 +62,16 @@ class BudgetSettings:
 
 
 @dataclass
+class NoiseSettings:
+    """Errors in the test documents, as `elemdist robustness` makes them"""
+
+    kinds: list[str] = field(default_factory=list)
+    """swap, drop, insert, repeat, case, homoglyph, ocr, mixed; none: no such figures."""
+    rates: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.2])
+    """How likely a letter is hit, 0 to 1."""
+
+
+@dataclass
 class CompareSettings:
     """A comparison"""
 
@@ -87,6 +98,7 @@ class CompareSettings:
     bits_per_byte."""
     thresholds: Literal["fixed", "tuned", "per_label"] = "tuned"
     """Of a label: as trained, one for all that is best on the validation set, or one for each."""
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
     resamples: int = 1000
     """Of the test documents, for the paired test."""
     ranks: int = 0
@@ -106,6 +118,8 @@ class CompareSettings:
         check_names(one.name for one in self.models)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError("seeds: at least one, and none of them twice")
+        if self.noise.kinds:
+            RobustnessSettings(["-"], "-", kinds=self.noise.kinds, rates=self.noise.rates).check()
         for one in self.models:
             where = f"models: {one.name}"
             if one.baseline != "none" and (one.recipe or one.settings or one.pretrain):

@@ -44,7 +44,7 @@ def run(settings: ReportSettings) -> int:
     folders = [place for place in places if place not in compared]
     names = run_names(folders) if folders else []
     runs = {name: (path, read_metrics(path)) for name, path in zip(names, folders, strict=True)}
-    parts = [comparison_part(place.name, read_json(place / "results.json")) for place in compared]
+    parts = [part for place in compared for part in comparison_parts(place)]
     if runs:
         parts += [overview(runs), curves(runs)]
     for file in settings.figures:
@@ -55,6 +55,14 @@ def run(settings: ReportSettings) -> int:
     write_result(out, page.page(f"elemdist: {title}", *parts))
     print(f"report: {out}, {out.stat().st_size / 1e3:,.0f} kB")
     return 0
+
+
+def comparison_parts(place: Path) -> list[str]:
+    """Of the folder of a comparison, and of its noise, where it has that."""
+    parts = [comparison_part(place.name, read_json(place / "results.json"))]
+    if (place / "noise.json").is_file():
+        parts.append(figures_part(place.name, read_json(place / "noise.json")))
+    return parts
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -44,6 +44,10 @@ def run(settings: RobustnessSettings, cut: CutSamples) -> int:
             here = {"run": name, "kind": kind, "rate": rate, "seed": seed}
             if any(here.items() <= point.items() for point in points):
                 continue
+            calm = next((one for one in points if one["run"] == name and not one["rate"]), None)
+            if calm is not None and not rate:  # no noise is the same of every kind
+                points.append({**calm, **here})
+                continue
             hit = [noisy(text, kind, rate, seed, number) for number, text in enumerate(texts)]
             points.append(here | judged(model, hit, truth_BL, settings))
             save(settings, points, unknown)
@@ -104,8 +108,15 @@ def judged(
     model: TextClassifier, texts: list[str], truth_BL: np.ndarray, settings: RobustnessSettings
 ) -> dict[str, Any]:
     score_BL = model.scores(texts, settings.micro_samples)
-    stated = settings.threshold
-    threshold = model.settings.classify.threshold if stated is None else stated
+    threshold: float | np.ndarray = model.settings.classify.threshold
+    if settings.threshold is not None:
+        threshold = settings.threshold
+    if settings.thresholds:
+        threshold = np.array(settings.thresholds)
+        if len(threshold) != len(model.labels):
+            raise UserError(
+                f"thresholds: there are {len(threshold)}, the model has {len(model.labels)} labels"
+            )
     found = multilabel_figures(score_BL, truth_BL, model.labels, threshold)
     return {name: found[name] for name in FIGURES}
 

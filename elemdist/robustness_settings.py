@@ -33,6 +33,8 @@ class RobustnessSettings:
     """The first so many documents only; 0: all."""
     threshold: float | None = None
     """A label is predicted where its probability reaches this; none: as each run was trained."""
+    thresholds: list[float] = field(default_factory=list)
+    """One for each of the labels, as `elemdist eval` writes them; none: `threshold` for all."""
     out: str | None = None
     """File for all figures as JSON. With the same settings, what stands in it already is not
     computed again."""
@@ -57,6 +59,8 @@ class RobustnessSettings:
         for rate in self.rates:
             if not 0 <= rate <= 1:
                 raise UserError(f"rates: {rate} is not in [0, 1]")
+        if self.thresholds and self.threshold is not None:
+            raise UserError("threshold: there are thresholds, too; give one of them")
         if not self.kinds or not self.rates or not self.seeds:
             raise UserError("kinds, rates and seeds: at least one of each")
         at_least(1, micro_samples=self.micro_samples)

@@ -95,6 +95,39 @@ def test_models_and_baselines_are_compared_on_the_same_documents(corpus, tmp_pat
     expect_user_error(other, "other settings (thresholds)", "name another folder")
 
 
+def test_noise(corpus, tmp_path, write):
+    """Every model reads the same errors; none is what evaluation said; nothing is done twice."""
+    out, kinds = tmp_path / "out", ["drop", "mixed"]
+    tree = comparison(corpus, seeds=[1], noise={"kinds": kinds, "rates": [0.0, 0.4]})
+    command = ("compare", write(tree), "--out", out)
+    done = elemdist(*command)
+    assert done.returncode == 0, done.stderr
+    points = json.loads((out / "noise.json").read_text())["points"]
+    assert len(points) == 2 * 2 * 2, "the SVM has none"
+    found = json.loads((out / "results.json").read_text())["models"]
+    for point in points:
+        calm = found[point["run"]]["figures"]["1"]
+        if point["rate"]:
+            assert point["micro_f1"] < calm["micro_f1"] - 0.01
+        else:
+            for name in ("micro_f1", "macro_f1", "micro_roc_auc"):
+                assert point[name] == pytest.approx(calm[name], abs=1e-6)
+    for kind in kinds:
+        assert f"| WordPiece \\| twin, {kind} | " in done.stdout
+    times = {path: path.stat().st_mtime_ns for path in out.glob("noise/*")}
+    assert len(times) == 3
+    assert elemdist(*command).stdout == done.stdout
+    assert times == {path: path.stat().st_mtime_ns for path in out.glob("noise/*")}
+    page = tmp_path / "page.html"
+    assert elemdist("report", out, "--out", page).returncode == 0
+    text = page.read_text()
+    assert "micro-F1 against noise" in text
+    assert "WordPiece | twin, drop" in text
+
+    tree["noise"] = {"kinds": ["typos"]}
+    expect_user_error(elemdist("compare", write(tree), "--out", out), "no 'typos'")
+
+
 def test_a_comparison_that_is_interrupted_goes_on(corpus, tmp_path, write):
     out = tmp_path / "out"
     tree = comparison(corpus, seeds=[3], budget={"bytes": 60_000})
