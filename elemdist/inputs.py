@@ -31,6 +31,7 @@ __all__ = [
 
 SOME_ROWS = 1 << 18  # of the shards, enough to count elements
 SOME_SAMPLES = 1000
+MORE = 8  # times as many, to count materials
 # Bytes of the character that a byte starts. A continuation byte starts none and stands alone, and
 # so does a special symbol.
 LEAD_BYTES = np.ones(256, np.uint8)
@@ -105,14 +106,14 @@ def open_reading(config: ModelConfig) -> Reading | None:
     return SubwordReading(path, open_tokenizer(path), config.symbols, config.positions)
 
 
-def some_rows(shards: ShardSet | Mixture, reading: Reading | None) -> Tensor:
+def some_rows(shards: ShardSet | Mixture, reading: Reading | None, more: int = 1) -> Tensor:
     """Rows of text, as a model reads them, of samples spread evenly over a set: (T, V) uint8, or
-    int32 of input subword. As many as counts of elements need.
+    int32 of input subword. As many as counts of elements need, or `more` times that.
 
     Raises:
         UserError: a shard cannot be had, or a tokenizer refuses the text.
     """
-    samples = min(SOME_SAMPLES, max(1, SOME_ROWS // shards.n), shards.samples)
+    samples = min(more * SOME_SAMPLES, max(1, more * SOME_ROWS // shards.n), shards.samples)
     ids = np.linspace(0, shards.samples - 1, samples).astype(np.int64)
     batch = unpad(shards.gather(ids)[0], None, ids, reading)
     return batch.rows_TV[batch.text_T()]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from elemdist.attention import Segments
 from elemdist.blocks import Block, Rotation, layer_norm, recomputed, rotation
-from elemdist.embedding import build_embedding
+from elemdist.embedding import ElementwiseEmbedding, build_embedding, most_frequent
 from elemdist.heads import Classifier, ElementHead, Scored, Scores
 from elemdist.model_config import ModelConfig
 from elemdist.rows import FIRST_SPECIAL, PAD
@@ -155,6 +155,14 @@ class Model(nn.Module):
         for slot, bias_E in enumerate(bias_VE):
             seen_E = rows_NV[counts_NV[:, slot], slot].int().bincount(minlength=len(bias_E)) + 1
             bias_E.copy_((seen_E / seen_E.sum()).log())
+
+    def expect_materials(self, rows_NV: Tensor) -> None:
+        """Starts the mixing layer, where there is one, at the most frequent materials of `rows_NV`,
+        a unit for each. It tells words apart from the first step on; random units learn to in
+        thousands of steps, and the rare words never."""
+        embedding = self.encoder.embedding
+        if isinstance(embedding, ElementwiseEmbedding) and self.config.model.ablation.mixing:
+            embedding.answer_to(most_frequent(rows_NV))
 
     @property
     def table(self) -> Tensor | None:

@@ -24,7 +24,8 @@ class AblationSettings:
     so that a byte's slot, and with it its head, says nothing."""
     mixing: int = 0
     """Inner width in floats of a small residual layer that mixes the slots right after the
-    concatenation; 0: none."""
+    concatenation; 0: none. Its units start at the most frequent materials of the training data,
+    one each, so that from the first step on the model tells words apart, also misspelt ones."""
     first_projection: Literal["dense", "block_diagonal"] = "dense"
     """block_diagonal: in the first block, queries, keys and values of a slot's part of the vector
     come out of that part only, so with heads = v a head sees one slot."""

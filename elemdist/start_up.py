@@ -32,7 +32,7 @@ from elemdist.errors import Superseded, UserError
 from elemdist.flops import stated_tflops
 from elemdist.geometry import check_geometry, config_for, label_columns
 from elemdist.guard import Guard
-from elemdist.inputs import open_reading, some_rows
+from elemdist.inputs import MORE, open_reading, some_rows
 from elemdist.metric_writers import tell
 from elemdist.metrics import Reporter
 from elemdist.mixture import Mixture, open_mixture
@@ -120,6 +120,8 @@ def build_model(
         model.expect_labels(torch.tensor(data.train.label_shares()))
     else:
         model.expect_elements(some_rows(data.train, reading))
+    if settings.model.ablation.mixing and not settings.init_from:
+        model.expect_materials(some_rows(data.train, reading, MORE))
     if settings.init_from:
         return model, checkpoint.initialise_from(model, settings.init_from)
     return model, None

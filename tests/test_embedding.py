@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import elemdist
 from data_prep.segment import rows_of
+from elemdist import checkpoint
 from elemdist.embedding import (
     INVALID_CODE,
     PRIMES,
@@ -20,6 +21,7 @@ from elemdist.embedding import (
     build_embedding,
     code_points,
     distinct,
+    most_frequent,
     shuffled,
 )
 from elemdist.errors import UserError
@@ -27,7 +29,11 @@ from elemdist.model import Model
 from elemdist.model_config import ModelConfig, Symbols, resolved
 from elemdist.model_settings import AblationSettings, CanineSettings, ModelSettings
 from elemdist.rows import DOC, MASK, PAD, SEP, special_row
+from elemdist.shards import ShardSet
 from elemdist.streaming_compat import fit_torchvision
+from elemdist.table_gradient import lookup
+from tests.conftest import TINY
+from tests.conftest import elemdist as run_elemdist
 
 fit_torchvision()  # transformers imports torchvision, too, which fails beside a CPU torch
 
@@ -193,6 +199,57 @@ def test_rows_are_mixed_once_each_even_where_keys_collide(key, monkeypatch):
     ours = torch.autograd.grad((embedding(rows) * weight).sum(), embedding.table)[0]
     theirs = torch.autograd.grad((one_by_one * weight).sum(), embedding.table)[0]
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_most_frequent_materials():
+    rows = rows_of(b"b a b c b a dd ", 3)
+    got = most_frequent(torch.from_numpy(rows))
+    assert [bytes(row[row < 0xFC].tolist()) for row in got.numpy()[:2]] == [b"b ", b"a "]
+    assert sorted(map(tuple, got.tolist())) == sorted(map(tuple, np.unique(rows, axis=0).tolist()))
+
+
+@pytest.mark.parametrize("options", [{}, {"tables": "per_slot"}, {"slots": "shuffled"}])
+def test_units_of_mixing_answer_to_materials(options):
+    """Each to its own most, to a misspelt one less, to others not; units left over stay random."""
+    torch.manual_seed(0)
+    embedding = ElementwiseEmbedding(12, 192, mixing=8, **options)
+    before = embedding.mixing.into.clone()
+    words = b"cocoa exports wheat shipments interest "
+    rows = torch.from_numpy(rows_of(words, 12))
+    embedding.answer_to(rows)
+    assert torch.equal(embedding.mixing.into[5:], before[5:])
+
+    def answers(rows: torch.Tensor) -> torch.Tensor:
+        mixing = embedding.mixing
+        x = lookup(embedding.table, shuffled(rows) if embedding.shuffle else rows).flatten(-2)
+        unit = torch.nn.functional.layer_norm(x, x.shape[-1:])
+        return torch.nn.functional.gelu(unit @ mixing.into.T + mixing.bias)[:, :5]
+
+    own = answers(rows)
+    assert (own.diagonal() > 1.5).all()
+    assert (own - torch.diag(own.diagonal())).max() < 0.3
+    if embedding.shuffle:
+        return  # another byte is another order
+    misspelt = answers(torch.from_numpy(rows_of(b"cocoa exporta wheat shipmemts interent ", 12)))
+    assert (misspelt.diagonal() > 0.3).all()
+    assert (misspelt.diagonal()[[1, 3, 4]] < own.diagonal()[[1, 3, 4]] - 0.1).all()
+
+
+def test_training_starts_mixing_at_the_materials_of_its_shards(labelled, tmp_path):
+    words = ["--objective", "classify", "--model.ablation.mixing", "6", "--optim.lr", "1e-12"]
+    run = tmp_path / "run"
+    done = run_elemdist(
+        "train", *TINY, *words, "--steps", "1", "--run-dir", run, "--data.train", labelled / "train"
+    )
+    assert done.returncode == 0, done.stderr
+    weights = checkpoint.find(str(run)).weights()
+    shards = ShardSet(str(labelled / "train"))
+    rows = torch.from_numpy(shards.gather(np.arange(shards.samples))[0].reshape(-1, shards.v))
+    first = most_frequent(rows[rows[:, 0] < 0xFC])[:6]
+    x = weights["encoder.embedding.table"][first.long()].flatten(1)
+    unit = torch.nn.functional.layer_norm(x, x.shape[-1:])
+    got = torch.nn.functional.cosine_similarity(weights["encoder.embedding.mixing.into"], unit)
+    torch.testing.assert_close(got, torch.ones(6))
 
 
 def test_mixing_starts_as_the_identity_also_within_a_model():
