@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from data_prep.classes import alone, class_table
 from data_prep.pack import samples_of
 from data_prep.segment import rows_of
-from elemdist import export
 from elemdist.batch import unpad
-from elemdist.exported import modeling_elemdist as exported
-from elemdist.exported.configuration_elemdist import ElemdistConfig
 from elemdist.exported.tokenization_elemdist import ElemdistTokenizer
 from elemdist.inputs import open_reading
-from elemdist.model import Model
-from elemdist.model_config import ModelConfig, resolved
-from elemdist.model_settings import AblationSettings, CanineSettings, ModelSettings
+from elemdist.model_config import ModelConfig
 from elemdist.objectives import element_nats
 from elemdist.rows import PAD
-from tests.conftest import TINY, elemdist, expect_user_error
 from tests.data_prep.reference import texts as made_texts
+from tests.exported_models import (
+    CLASSIFIERS,
+    PREDICTORS,
+    random_model,
+    tokenizer_of,
+    twin_of,
+)
 
-N, V = 24, 8
 TEXTS = [
     "Wheat  exports rose!!! 鍋とрис, naïve ‘quotes’\tand tabs",
     "a",
@@ -42,70 +35,10 @@ TEXTS = [
 ]
 
 
-def config_of(objective: str, pooling: str = "none", **changes: object) -> ModelConfig:
-    model = ModelSettings(layers=2, width=64, dropout=0.0, **changes)
-    labels = ["a", "b", "c"] if objective == "classify" else None
-    return ModelConfig(
-        N, V, objective, resolved(model, V), pooling=pooling, labels=labels, segmenter="word"
-    )
-
-
-def random_model(config: ModelConfig) -> Model:
-    """With weights that no initialisation gives, so that each of them is seen to count."""
-    torch.manual_seed(0)
-    model = Model(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
-
-
-def twin_of(model: Model) -> torch.nn.Module:
-    """The exported code with the exported weights."""
-    config = model.config
-    tree = export.config_tree(config, torch.float32)
-    twin = getattr(exported, export.CLASSES[config.objective][1])(ElemdistConfig(**tree)).eval()
-    twin.load_state_dict(export.weights_of(model))  # strictly: no name too many, none too few
-    return twin
-
-
-def tokenizer_of(config: ModelConfig) -> ElemdistTokenizer:
-    return ElemdistTokenizer(**export.tokenizer_tree(config, alone))
-
-
 def batch_of(config: ModelConfig):
     data = [text.encode() for text in TEXTS]
     rows_BNV = samples_of(data, config.n, config.v, config.segmenter, "truncate")
     return unpad(rows_BNV, None, np.arange(len(TEXTS)), open_reading(config))
-
-
-CLASSIFIERS = {
-    "bert": config_of("classify", "doc"),
-    "bert pre-norm": config_of("classify", "max", norm="pre", positions="rotary"),
-    "bert modern": config_of(
-        "classify", "mean", norm="pre", positions="rotary", activation="geglu", biases=False,
-        window=3, global_every=2,
-    ),
-    "albert": config_of(
-        "classify", "doc", backbone="albert", embedding_width=32, activation="gelu_tanh"
-    ),
-    "canine on bytes of words": config_of("classify", "max", backbone="canine"),
-    "canine": config_of(
-        "classify", "mean", backbone="canine", input="canine", norm="pre",
-        canine=CanineSettings(rate=3, local=10, kernel=5, hashes=4, buckets=100),
-    ),
-    "decoder": config_of("classify", "last", backbone="decoder", window=4),
-    "byte": config_of("classify", "mean", input="byte"),
-    "mixing": config_of("classify", "max", ablation=AblationSettings(mixing=40)),
-    "tables": config_of("classify", "max", ablation=AblationSettings(tables="per_slot")),
-    "slots apart": config_of(
-        "classify", "max", ablation=AblationSettings(first_projection="block_diagonal")
-    ),
-    "canine, slots apart": config_of(
-        "classify", "max", backbone="canine",
-        ablation=AblationSettings(first_projection="block_diagonal"),
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -124,20 +57,6 @@ def test_classifiers(name):
     # Padding is seen without being told.
     again_BL = twin_of(model)(inputs["input_ids"]).logits
     torch.testing.assert_close(again_BL, expected_BL, atol=1e-5, rtol=0)
-
-
-PREDICTORS = {
-    "bert": config_of("mlm"),
-    "bert pre-norm": config_of("mlm", norm="pre"),
-    "albert, narrow": config_of("mlm", backbone="albert", embedding_width=32),
-    "untied": config_of("mlm", tied=False),
-    "tables": config_of("mlm", ablation=AblationSettings(tables="per_slot")),
-    "autoregressive": config_of("mlm", head="autoregressive", slot_width=32, slot_layers=2),
-    "canine": config_of("mlm", backbone="canine", input="canine"),
-    "byte": config_of("mlm", input="byte", activation="geglu"),
-    "decoder": config_of("clm", backbone="decoder", norm="pre", positions="rotary"),
-    "decoder, autoregressive": config_of("clm", backbone="decoder", head="autoregressive"),
-}
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
@@ -233,174 +152,3 @@ def test_every_code_point_is_of_its_class():
     tokenizer = cutter(8, "word")
     ours = rows_of(text.encode(), 8)
     assert b"".join(row.ljust(8, b"\xff") for row in tokenizer.rows(text)) == ours.tobytes()
-
-
-@pytest.fixture(scope="module")
-def classifier(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("classifier") / "run"
-    words = ["--objective", "classify", "--classify.pooling", "max", "--steps", "40"]
-    done = elemdist(
-        "train", *TINY, *words, "--run-dir", run, "--data.train", labelled / "train",
-        "--data.eval", labelled / "val", "--eval-every", "40",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return run
-
-
-@pytest.fixture(scope="module")
-def folder(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exported") / "topics of text"
-    done = elemdist("export", classifier, "--out", out, "--onnx", "true")
-    assert done.returncode == 0, done.stderr
-    return out
-
-
-ALONE = """
-import json, sys
-sys.modules["elemdist"] = sys.modules["data_prep"] = None  # not there: importing them fails
-sys.modules["torchvision"] = None  # its CUDA build is broken beside a torch for CPUs
-"""
-
-
-def alone_python(code: str, cache: Path, *words: str | Path) -> str:
-    """What a process prints that has transformers and no elemdist."""
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE + code, *map(str, words)],
-        capture_output=True, text=True, timeout=300, cwd=cache,
-        env={**os.environ, "HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_pipeline_without_elemdist(folder, classifier, corpus, tmp_path):
-    lines = corpus.read_text().splitlines()[:20]
-    texts = [json.loads(line)["text"] for line in lines] + ["long text " * 100]
-    (tmp_path / "texts.json").write_text(json.dumps(texts))
-    printed = alone_python(
-        """
-from transformers import pipeline
-texts = json.load(open("texts.json"))
-ask = pipeline("text-classification", sys.argv[1], trust_remote_code=True, top_k=None)
-print(json.dumps([ask(texts), ask(texts, batch_size=8), ask(texts[0])]))
-""",
-        tmp_path,
-        folder,
-    )
-    one_by_one, batched, ((single, *_),) = json.loads(printed)
-    source = tmp_path / "texts.txt"
-    source.write_text("".join(f"{text}\n" for text in texts))
-    done = elemdist("predict", classifier, source, "--top", "3", "--overlong", "truncate")
-    expected = [json.loads(line)["scores"] for line in done.stdout.splitlines()]
-    for found in (one_by_one, batched):
-        for scores, told in zip(found, expected, strict=True):
-            assert {one["label"]: one["score"] for one in scores} == pytest.approx(told, abs=1e-5)
-    assert single["label"] == one_by_one[0][0]["label"]
-
-
-def test_auto_classes_and_saving_again(folder, tmp_path):
-    """AutoModel, a new classifier on the encoder, and what transformers itself saves."""
-    printed = alone_python(
-        """
-import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
-options = {"trust_remote_code": True}
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], **options)
-batch = tokenizer(["storm and frost", "butter"])
-model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], **options)
-encoder = AutoModel.from_pretrained(sys.argv[1], **options)
-assert torch.equal(encoder(**batch)[0], model.elemdist(**batch)[0])
-fresh = AutoModelForSequenceClassification.from_pretrained(
-    sys.argv[1], num_labels=5, ignore_mismatched_sizes=True, **options
-)
-out = fresh(**batch, labels=torch.ones(2, 5))
-out.loss.backward()
-assert out.logits.shape == (2, 5) and fresh.elemdist.embedding.table.grad.any()
-model.save_pretrained("again"); tokenizer.save_pretrained("again")
-again = AutoModelForSequenceClassification.from_pretrained("again", **options)
-batch2 = AutoTokenizer.from_pretrained("again", **options)(["storm and frost", "butter"])
-assert torch.equal(again(**batch2).logits, model(**batch).logits)
-for path in (sys.argv[1], "again"):
-    try:
-        AutoModel.from_pretrained(path, trust_remote_code=False)
-    except ValueError as error:
-        print("trust_remote_code" in str(error))
-""",
-        tmp_path,
-        folder,
-    )
-    assert printed.split() == ["True", "True"]
-
-
-def test_what_an_export_holds(folder, classifier):
-    names = {path.name for path in folder.iterdir()}
-    code = {path.name for path in export.CODE.glob("*_elemdist.py")}
-    data = {"README.md", "config.json", "tokenizer_config.json", "model.safetensors", "model.onnx"}
-    assert names == code | data
-    for name in code:
-        text = (folder / name).read_text()
-        assert "import elemdist" not in text
-        assert "from elemdist" not in text
-    card = (folder / "README.md").read_text()
-    assert "pipeline_tag: text-classification" in card
-    assert "`kitchen`, `rail`, `weather`" in card
-    last = [json.loads(x) for x in (classifier / "metrics.jsonl").read_text().splitlines()]
-    micro_f1 = next(x["micro_f1"] for x in reversed(last) if x["kind"] == "eval")
-    assert f"| micro_f1 | {micro_f1:.4f} |" in card
-    weights = load_file(folder / "model.safetensors")
-    assert weights["elemdist.embedding.table"].shape == (256, 4)
-
-
-def test_figures_of_the_card(classifier, labelled, tmp_path):
-    figures = tmp_path / "figures.json"
-    done = elemdist("eval", classifier, "--data", labelled / "val", "--out", figures)
-    assert done.returncode == 0, done.stderr
-    done = elemdist("export", classifier, "--out", tmp_path / "out", "--figures", figures)
-    assert done.returncode == 0, done.stderr
-    low, high = json.loads(figures.read_text())["intervals"]["micro_f1"]
-    assert f"({low:.4f} to {high:.4f})" in (tmp_path / "out" / "README.md").read_text()
-
-
-def test_onnx_of_any_length(folder):
-    """Also where a sequence has one position, and in batches that the export did not see."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
-    tree = json.loads((folder / "config.json").read_text())
-    model = exported.ElemdistForSequenceClassification(ElemdistConfig(**tree)).eval()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    tokenizer = ElemdistTokenizer.from_pretrained(folder)
-    for texts in ([""], ["storm"], ["a b c d e f g", "soupe", "рис " * 40], ["x"] * 9):
-        inputs = tokenizer(texts)
-        (got,) = session.run(None, {name: x.numpy() for name, x in inputs.items()})
-        with torch.no_grad():
-            expected = model(**inputs).logits.numpy()
-        np.testing.assert_allclose(got, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["exists", "parent", "run", "figures", "settings"])
-def test_mistakes(kind, classifier, tmp_path):
-    out, words, parts = tmp_path / "out", [], []
-    if kind == "exists":
-        out.mkdir()
-        parts = ["exists", "name a folder to be made"]
-    elif kind == "parent":
-        out, parts = tmp_path / "none" / "out", ["there is no folder", "make it first"]
-    elif kind == "run":
-        classifier, parts = tmp_path, ["no complete checkpoint"]
-    elif kind == "figures":
-        words, parts = ["--figures", "pyproject.toml"], ["no file of elemdist eval"]
-    else:
-        classifier, parts = "", ["elemdist export RUN --out DIR"]
-    expect_user_error(elemdist("export", classifier, "--out", out, *words), *parts)
-    assert [path.name for path in tmp_path.iterdir()] == (["out"] if kind == "exists" else [])
-
-
-def test_inputs_that_are_not_exported():
-    shuffled = config_of("mlm", ablation=AblationSettings(slots="shuffled"))
-    with pytest.raises(export.UserError, match="shuffled"):
-        export.check(shuffled)
-    for segmenter in ("uax29", "sentence", "subword"):
-        config = ModelConfig(N, V, "mlm", resolved(ModelSettings(), V), segmenter=segmenter)
-        with pytest.raises(export.UserError, match="shard with --segmenter word"):
-            export.check(config)

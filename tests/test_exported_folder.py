@@ -1,0 +1,221 @@
+"""A folder that `elemdist export` wrote, as those use it who have no elemdist."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from elemdist import export, export_onnx
+from elemdist.exported import modeling_elemdist as exported
+from elemdist.exported.configuration_elemdist import ElemdistConfig
+from elemdist.exported.tokenization_elemdist import ElemdistTokenizer
+from elemdist.model_config import ModelConfig, resolved
+from elemdist.model_settings import AblationSettings, ModelSettings
+from tests.conftest import TINY, elemdist, expect_user_error
+from tests.exported_models import CLASSIFIERS, PREDICTORS, N, V, config_of, random_model
+
+
+@pytest.fixture(scope="module")
+def classifier(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("classifier") / "run"
+    words = ["--objective", "classify", "--classify.pooling", "max", "--steps", "40"]
+    done = elemdist(
+        "train", *TINY, *words, "--run-dir", run, "--data.train", labelled / "train",
+        "--data.eval", labelled / "val", "--eval-every", "40",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "topics of text"
+    done = elemdist("export", classifier, "--out", out, "--onnx", "true")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+ALONE = """
+import json, sys
+sys.modules["elemdist"] = sys.modules["data_prep"] = None  # not there: importing them fails
+sys.modules["torchvision"] = None  # its CUDA build is broken beside a torch for CPUs
+"""
+
+
+def alone_python(code: str, cache: Path, *words: str | Path) -> str:
+    """What a process prints that has transformers and no elemdist."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE + code, *map(str, words)],
+        capture_output=True, text=True, timeout=300, cwd=cache,
+        env={**os.environ, "HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_pipeline_without_elemdist(folder, classifier, corpus, tmp_path):
+    lines = corpus.read_text().splitlines()[:20]
+    texts = [json.loads(line)["text"] for line in lines] + ["long text " * 100]
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    printed = alone_python(
+        """
+from transformers import pipeline
+texts = json.load(open("texts.json"))
+ask = pipeline("text-classification", sys.argv[1], trust_remote_code=True, top_k=None)
+print(json.dumps([ask(texts), ask(texts, batch_size=8), ask(texts[0])]))
+""",
+        tmp_path,
+        folder,
+    )
+    one_by_one, batched, ((single, *_),) = json.loads(printed)
+    source = tmp_path / "texts.txt"
+    source.write_text("".join(f"{text}\n" for text in texts))
+    done = elemdist("predict", classifier, source, "--top", "3", "--overlong", "truncate")
+    expected = [json.loads(line)["scores"] for line in done.stdout.splitlines()]
+    for found in (one_by_one, batched):
+        for scores, told in zip(found, expected, strict=True):
+            assert {one["label"]: one["score"] for one in scores} == pytest.approx(told, abs=1e-5)
+    assert single["label"] == one_by_one[0][0]["label"]
+
+
+def test_auto_classes_and_saving_again(folder, tmp_path):
+    """AutoModel, a new classifier on the encoder, and what transformers itself saves."""
+    printed = alone_python(
+        """
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+options = {"trust_remote_code": True}
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], **options)
+batch = tokenizer(["storm and frost", "butter"])
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], **options)
+encoder = AutoModel.from_pretrained(sys.argv[1], **options)
+assert torch.equal(encoder(**batch)[0], model.elemdist(**batch)[0])
+fresh = AutoModelForSequenceClassification.from_pretrained(
+    sys.argv[1], num_labels=5, ignore_mismatched_sizes=True, **options
+)
+out = fresh(**batch, labels=torch.ones(2, 5))
+out.loss.backward()
+assert out.logits.shape == (2, 5) and fresh.elemdist.embedding.table.grad.any()
+model.save_pretrained("again"); tokenizer.save_pretrained("again")
+again = AutoModelForSequenceClassification.from_pretrained("again", **options)
+batch2 = AutoTokenizer.from_pretrained("again", **options)(["storm and frost", "butter"])
+assert torch.equal(again(**batch2).logits, model(**batch).logits)
+for path in (sys.argv[1], "again"):
+    try:
+        AutoModel.from_pretrained(path, trust_remote_code=False)
+    except ValueError as error:
+        print("trust_remote_code" in str(error))
+""",
+        tmp_path,
+        folder,
+    )
+    assert printed.split() == ["True", "True"]
+
+
+def test_what_an_export_holds(folder, classifier):
+    names = {path.name for path in folder.iterdir()}
+    code = {path.name for path in export.CODE.glob("*_elemdist.py")}
+    data = {"README.md", "config.json", "tokenizer_config.json", "model.safetensors", "model.onnx"}
+    assert names == code | data
+    for name in code:
+        text = (folder / name).read_text()
+        assert "import elemdist" not in text
+        assert "from elemdist" not in text
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    assert "`kitchen`, `rail`, `weather`" in card
+    last = [json.loads(x) for x in (classifier / "metrics.jsonl").read_text().splitlines()]
+    micro_f1 = next(x["micro_f1"] for x in reversed(last) if x["kind"] == "eval")
+    assert f"| micro_f1 | {micro_f1:.4f} |" in card
+    weights = load_file(folder / "model.safetensors")
+    assert weights["elemdist.embedding.table"].shape == (256, 4)
+
+
+def test_figures_of_the_card(classifier, labelled, tmp_path):
+    figures = tmp_path / "figures.json"
+    done = elemdist("eval", classifier, "--data", labelled / "val", "--out", figures)
+    assert done.returncode == 0, done.stderr
+    done = elemdist("export", classifier, "--out", tmp_path / "out", "--figures", figures)
+    assert done.returncode == 0, done.stderr
+    low, high = json.loads(figures.read_text())["intervals"]["micro_f1"]
+    assert f"({low:.4f} to {high:.4f})" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_onnx_of_any_length(folder):
+    """Also where a sequence has one position, and in batches that the export did not see."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    tree = json.loads((folder / "config.json").read_text())
+    model = exported.ElemdistForSequenceClassification(ElemdistConfig(**tree)).eval()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    tokenizer = ElemdistTokenizer.from_pretrained(folder)
+    for texts in ([""], ["storm"], ["a b c d e f g", "soupe", "рис " * 40], ["x"] * 9):
+        inputs = tokenizer(texts)
+        (got,) = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+        with torch.no_grad():
+            expected = model(**inputs).logits.numpy()
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["exists", "parent", "run", "figures", "settings"])
+def test_mistakes(kind, classifier, tmp_path):
+    out, words, parts = tmp_path / "out", [], []
+    if kind == "exists":
+        out.mkdir()
+        parts = ["exists", "name a folder to be made"]
+    elif kind == "parent":
+        out, parts = tmp_path / "none" / "out", ["there is no folder", "make it first"]
+    elif kind == "run":
+        classifier, parts = tmp_path, ["no complete checkpoint"]
+    elif kind == "figures":
+        words, parts = ["--figures", "pyproject.toml"], ["no file of elemdist eval"]
+    else:
+        classifier, parts = "", ["elemdist export RUN --out DIR"]
+    expect_user_error(elemdist("export", classifier, "--out", out, *words), *parts)
+    assert [path.name for path in tmp_path.iterdir()] == (["out"] if kind == "exists" else [])
+
+
+def test_inputs_that_are_not_exported():
+    shuffled = config_of("mlm", ablation=AblationSettings(slots="shuffled"))
+    with pytest.raises(export.UserError, match="shuffled"):
+        export.check(shuffled)
+    for segmenter in ("uax29", "sentence", "subword"):
+        config = ModelConfig(N, V, "mlm", resolved(ModelSettings(), V), segmenter=segmenter)
+        with pytest.raises(export.UserError, match="shard with --segmenter word"):
+            export.check(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CLASSIFIERS["canine"],
+        PREDICTORS["decoder"],
+    ],
+    ids=["canine", "decoder"],
+)
+def test_onnx_of_other_models(config, tmp_path, monkeypatch):
+    """Of lengths and batches that it was not traced with, write_onnx compares the logits."""
+    weights = export.weights_of(random_model(config))
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    export.write_json(tmp_path / "config.json", export.config_tree(config, torch.float32))
+    for source in export.CODE.glob("*_elemdist.py"):
+        shutil.copyfile(source, tmp_path / source.name)
+    export_onnx.write_onnx(tmp_path, config)
+    monkeypatch.setattr(export_onnx, "TOLERANCE", 0.0)
+    with pytest.raises(export.UserError, match="onnxruntime gives logits that differ by"):
+        export_onnx.write_onnx(tmp_path, config)
+
+
+def test_onnx_of_an_autoregressive_head(tmp_path):
+    with pytest.raises(export.UserError, match="leave --onnx out"):
+        export_onnx.write_onnx(tmp_path, PREDICTORS["autoregressive"])
