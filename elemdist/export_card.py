@@ -13,6 +13,7 @@ from elemdist.checkpoint import Checkpoint
 from elemdist.errors import UserError
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
+from elemdist.plot import read_metrics
 
 TASKS = {"mlm": "fill-mask", "clm": "text-generation", "classify": "text-classification"}
 MOST_LABELS = 50  # that the card names
@@ -78,7 +79,7 @@ def model_card(
         f"# {name}",
         "\n".join(["| | |", "|---|---|", *(f"| {key} | {told} |" for key, told in facts.items())]),
     ]
-    parts += figures_part(found.path.parent.parent, figures)
+    parts += figures_part(found, figures)
     if config.labels:
         shown = [f"`{label}`" for label in config.labels[:MOST_LABELS]]
         more = len(config.labels) - len(shown)
@@ -90,41 +91,44 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def figures_part(run: Path, figures: str | None) -> list[str]:
+def figures_part(found: Checkpoint, figures: str | None) -> list[str]:
     """The section of figures; none where there are none."""
     if figures is None:
-        found, told = last_evaluation(run), "In training, on its evaluation data:"
+        shown, told = last_evaluation(found), "In training, on its evaluation data:"
     else:
-        found, told = read_figures(figures), "By `elemdist eval`, with 95 % intervals:"
-    intervals = found.get("intervals") or {}
-    rows = []
-    for key, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        bounds = intervals.get(key)
-        between = f" ({bounds[0]:.4f} to {bounds[1]:.4f})" if bounds else ""
-        rows.append(
-            f"| {key} | {value:,}{between} |"
-            if isinstance(value, int)
-            else f"| {key} | {value:.4f}{between} |"
-        )
+        shown, told = read_figures(figures), "By `elemdist eval`, with 95 % intervals:"
+    intervals = shown.get("intervals")
+    rows = [
+        f"| {key} | {told_value(value)}{between(intervals, key)} |"
+        for key, value in shown.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
     if not rows:
         return []
     return ["## Figures", told, "\n".join(["| figure | value |", "|---|---|", *rows])]
 
 
-def last_evaluation(run: Path) -> dict[str, Any]:
-    """The run's last figures of evaluation; none: empty."""
+def told_value(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def between(intervals: Any, key: str) -> str:
+    """The 95 % interval of a figure, where there is one."""
+    bounds = intervals.get(key) if isinstance(intervals, dict) else None
+    if not isinstance(bounds, list) or not all(isinstance(one, (int, float)) for one in bounds):
+        return ""
+    return f" ({' to '.join(f'{one:.4f}' for one in bounds)})"
+
+
+def last_evaluation(found: Checkpoint) -> dict[str, Any]:
+    """The figures of the last evaluation up to a checkpoint; none: empty."""
     try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
+        evaluations = read_metrics(found.path.parent.parent).get("eval", {})
+    except UserError:  # a checkpoint that was taken elsewhere
         return {}
-    for line in reversed(lines):
-        if '"eval"' in line:
-            found = json.loads(line)
-            if found.get("kind") == "eval":
-                return {k: x for k, x in found.items() if k not in ("kind", "time_s")}
-    return {}
+    steps = [step for step in evaluations if step <= found.step]
+    last = evaluations[max(steps)] if steps else {}
+    return {key: value for key, value in last.items() if key not in ("kind", "time_s")}
 
 
 def read_figures(path: str) -> dict[str, Any]:

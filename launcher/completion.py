@@ -26,6 +26,7 @@ SETTINGS = {
     "eval": "elemdist.eval_settings:EvalSettings",
     "sample": "elemdist.sample_settings:SampleSettings",
     "predict": "elemdist.predict_settings:PredictSettings",
+    "export": "elemdist.export_settings:ExportSettings",
     "robustness": "elemdist.robustness_settings:RobustnessSettings",
     "compare": "elemdist.compare_settings:CompareSettings",
     "plot": "elemdist.plot:PlotSettings",

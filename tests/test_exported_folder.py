@@ -150,6 +150,20 @@ def test_figures_of_the_card(classifier, labelled, tmp_path):
     assert f"({low:.4f} to {high:.4f})" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_checkpoint_that_was_taken_elsewhere(classifier, tmp_path):
+    """Without its run there are no figures, and those of later steps are not its own."""
+    (step,) = (classifier / "checkpoints").glob("step-*")
+    shutil.copytree(step, tmp_path / step.name)
+    for source, shown in ((tmp_path / step.name, False), (step, True)):
+        out = tmp_path / f"out-{shown}"
+        assert elemdist("export", source, "--out", out).returncode == 0
+        assert ("## Figures" in (out / "README.md").read_text()) == shown
+    with (classifier / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "eval", "step": 99, "micro_f1": 0.123456}\n')
+    assert elemdist("export", step, "--out", tmp_path / "later").returncode == 0
+    assert "0.1235" not in (tmp_path / "later" / "README.md").read_text()
+
+
 def test_onnx_of_any_length(folder):
     """Also where a sequence has one position, and in batches that the export did not see."""
     import onnxruntime
