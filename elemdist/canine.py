@@ -216,10 +216,9 @@ class CanineEncoder(Encoder):
             return recomputed(part, *inputs)
         return part(*inputs)
 
-    def forward(self, rows_TV: Tensor, position_T: Tensor, segments: Segments) -> Tensor:
+    def contextual(self, x_TW: Tensor, position_T: Tensor, segments: Segments) -> Tensor:
         canine, turn = self.model.canine, self.turn(position_T)
         molecules = Molecules.of(segments, canine.rate)
-        x_TW = self.embed(rows_TV, position_T)
         x_TW = self.outer(self.local, x_TW, segments.chunks(canine.local), turn)
         x_TW = self.local_norm(x_TW)
         x_MW = self.outer(self.down, x_TW, molecules)

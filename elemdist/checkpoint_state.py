@@ -223,6 +223,20 @@ def restore(engine: Any, folder: Path, files: list[str], steps: int) -> None:
         refresh_weights(engine)
 
 
+def assign(engine: Any, new: dict[str, Tensor]) -> None:
+    """Gives parameters new values, by name, the same on all ranks, who call it together. Adam's
+    moments of them stay."""
+    if engine.zero_optimization_stage() == 3:
+        engine.optimizer.checkpoint_event_prologue()  # no parameter stays gathered
+    with torch.no_grad():
+        for group in in_memory(engine, by_owner(held(engine)), change=True):
+            for part in group:
+                if part.parameter in new:
+                    flat = new[part.parameter].flatten()[part.first : part.first + part.numel]
+                    part.view(engine, MASTER).copy_(flat)
+        refresh_weights(engine)
+
+
 def refresh_weights(engine: Any) -> None:
     """Makes the model's weights those of the optimizer, on all ranks."""
     optimizer = engine.optimizer

@@ -154,6 +154,8 @@ class TrainSettings:
                 "memory.checkpoint_every": self.memory.checkpoint_every,
                 "memory.tile_rows": self.memory.tile_rows,
                 "memory.tile_loss_rows": self.memory.tile_loss_rows,
+                "classify.refit": self.classify.refit,
+                "classify.wide_l2": self.classify.wide_l2,
                 "optim.lr": self.optim.lr,
                 "optim.eps": self.optim.eps,
                 "optim.weight_decay": self.optim.weight_decay,

@@ -7,7 +7,7 @@ Shape suffixes: see elemdist/rows.py; C = W / V.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -114,9 +114,13 @@ class SlotMixing(nn.Module):
         self.into[: len(x_KW)] = SHARPNESS / x_KW.shape[-1] * unit_KW
         self.bias[: len(x_KW)] = -SHARPNESS * LIKENESS
 
-    def forward(self, x_W: Tensor) -> Tensor:
+    def forward(self, x_W: Tensor) -> tuple[Tensor, Tensor]:
+        """The mixed vectors, and how much each unit answers to each of them, (..., r): 1 to the
+        material that it started at, above 0 to those that are like it, else 0."""
         unit_W = F.layer_norm(x_W, x_W.shape[-1:])
-        return x_W + F.linear(F.gelu(F.linear(unit_W, self.into, self.bias)), self.out)
+        inner = F.linear(unit_W, self.into, self.bias)
+        answer = F.relu(inner) / (SHARPNESS * (1 - LIKENESS))
+        return x_W + F.linear(F.gelu(inner), self.out), answer
 
 
 class ElementwiseEmbedding(nn.Module):
@@ -177,16 +181,27 @@ class ElementwiseEmbedding(nn.Module):
         with torch.no_grad():
             self.mixing.answer_to(lookup(self.table, rows_KV).flatten(-2))
 
-    def forward(self, rows_V: Tensor) -> Tensor:
+    def mixed(self, rows_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The vectors of (..., V) rows; and how much the units of the mixing layer answer to each
+        of U distinct rows, (U, r), and which of these every row is, (...) int64."""
         check_rows(rows_V, self.v)
         if self.shuffle:
             rows_V = shuffled(rows_V)
-        if not isinstance(self.mixing, SlotMixing):
-            return lookup(self.table, rows_V).flatten(-2)
         # A word is mixed once, however often it stands there.
         rows_UV, place_T = distinct(rows_V.reshape(-1, self.v))
-        x_UW = self.mixing(lookup(self.table, rows_UV).flatten(-2))
-        return F.embedding(place_T.view(rows_V.shape[:-1]), x_UW)
+        x_UW, answer_UK = self.mixing(lookup(self.table, rows_UV).flatten(-2))
+        place_T = place_T.view(rows_V.shape[:-1])
+        return F.embedding(place_T, x_UW), answer_UK, place_T
+
+    def forward(self, rows_V: Tensor, answers: bool = False) -> Any:
+        """The vectors of (..., V) rows, (..., W); with `answers` all that :meth:`mixed` gives."""
+        if isinstance(self.mixing, SlotMixing):
+            mixed = self.mixed(rows_V)
+            return mixed if answers else mixed[0]
+        check_rows(rows_V, self.v)
+        if self.shuffle:
+            rows_V = shuffled(rows_V)
+        return lookup(self.table, rows_V).flatten(-2)
 
 
 class TokenEmbedding(nn.Module):
@@ -197,8 +212,11 @@ class TokenEmbedding(nn.Module):
         self.table = nn.Parameter(torch.empty(vocabulary, width))
         nn.init.normal_(self.table, std=INIT_STD)
 
-    def forward(self, ids_T1: Tensor) -> Tensor:
-        return F.embedding(ids_T1.squeeze(-1), self.table)
+    def forward(self, ids_T1: Tensor, answers: bool = False) -> Any:
+        """The vectors; with `answers` also None, and the tokens again, (T,): a token answers to
+        itself, see :class:`elemdist.wide.Counts`."""
+        x_TW = F.embedding(ids_T1.squeeze(-1), self.table)
+        return (x_TW, None, ids_T1.squeeze(-1).long()) if answers else x_TW
 
 
 def code_points(rows_T4: Tensor) -> Tensor:

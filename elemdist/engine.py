@@ -154,7 +154,7 @@ def build_engine(model: Model, settings: TrainSettings, plan: BatchPlan, ranks: 
     deepspeed = import_deepspeed()
     optim = settings.optim
     optimizer = GuardedAdamW(
-        parameter_groups(model, optim.weight_decay),
+        parameter_groups(model, optim.weight_decay, settings.classify.wide_l2),
         lr=optim.lr,
         betas=(optim.beta1, optim.beta2),
         eps=optim.eps,

@@ -163,6 +163,7 @@ def config_tree(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "max_positions": config.positions if model.positions == "learned" else 0,
         "tied": config.tied,
         "pooling": config.pooling if labels else pooling,
+        "wide": config.wide,
         "canine": vars(model.canine),
         "pad_token_id": PAD_CODE if model.input == "canine" else 255,
         **(

@@ -164,6 +164,17 @@ def head_flops(config: ModelConfig, predicted: float, slots: float) -> float:
     return spread + model.slot_layers * blocks + 2.0 * slots * width * config.elements
 
 
+def classifier_flops(config: ModelConfig, segments: int, rows: int) -> float:
+    """Of the classifier, forward, as if all rows were different materials. The counts of the wide
+    part take one product less in the backward pass: how often a word stands there is given."""
+    width, labels = config.model.width, len(config.labels or ())
+    flops = 2.0 * segments * width * (width + labels)
+    if config.wide:
+        counts = 0 if config.symbols else 2.0 * segments * rows * config.units
+        flops += 2.0 * segments * config.units * labels + counts * (PASSES - 1) / PASSES
+    return flops
+
+
 def step_flops(
     config: ModelConfig,
     lengths: Sequence[int],
@@ -179,9 +190,8 @@ def step_flops(
         used_slots: slots of them up to each one's end mark, which the autoregressive head's work
             hangs on: bytes of text and end marks; None: all of each.
     """
-    width = config.model.width
     if config.objective == "classify":
-        head = 2.0 * len(lengths) * width * (width + len(config.labels or ()))
+        head = classifier_flops(config, len(lengths), sum(lengths))
     else:
         slots = predicted_rows * config.slots if used_slots is None else used_slots
         head = head_flops(config, predicted_rows, slots)

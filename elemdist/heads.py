@@ -6,19 +6,19 @@ Shape suffixes: see elemdist/rows.py; S segments, E values of an element.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elemdist.attention import Segments, starts
+from elemdist.attention import Segments
 from elemdist.blocks import layer_norm, recomputed
 from elemdist.model_config import ModelConfig
 from elemdist.objectives import element_nats
+from elemdist.pooling import pooled
 from elemdist.rows import FIRST_SPECIAL, PAD
-from elemdist.sequence_parallel import Fetch, Share
+from elemdist.wide import Wide
 
 Scores = tuple[Tensor, Tensor | None]
 
@@ -122,58 +122,31 @@ def generate(
 
 
 class Classifier(nn.Module):
-    """A segment's rows to a logit per label: ``(T, W) -> (S, L)``, over BERT's pooler."""
+    """A segment's rows to a logit per label: ``(T, W) -> (S, L)``, over BERT's pooler.
+
+    With a wide part, see :mod:`elemdist.wide`, that one's logits come on top.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = config.model.width
+        width, labels = config.model.width, len(config.labels or [])
         self.pooling = config.pooling
         self.dense = nn.Linear(width, width)
         self.drop = nn.Dropout(config.model.dropout)
-        self.labels = nn.Linear(width, len(config.labels or []))
+        self.labels = nn.Linear(width, labels)
+        self.wide = Wide(config.units, labels) if config.wide else None
 
-    def forward(self, x_TW: Tensor, segments: Segments) -> Tensor:
+    def forward(
+        self,
+        x_TW: Tensor,
+        segments: Segments,
+        answer_UK: Tensor | None = None,
+        place_T: Tensor | None = None,
+    ) -> Tensor:
+        """The logits; `answer_UK` and `place_T`, what the embedding gave for the wide part."""
         x_SW = pooled(x_TW, segments, self.pooling)
-        return self.labels(self.drop(torch.tanh(self.dense(x_SW))))
-
-
-def pooled(x_TW: Tensor, segments: Segments, pooling: str) -> Tensor:
-    """A vector of each segment that belongs to this rank: (T, W) -> (S, W)."""
-    if segments.share is not None:
-        return shared_pooled(x_TW, segments, segments.share, pooling)
-    return reduced(x_TW, segments.cu_lengths, pooling).to(x_TW.dtype)
-
-
-def reduced(x_TW: Tensor, bounds_S: Tensor, how: str) -> Tensor:
-    """The first (doc) or last row of each segment, or the mean, max or sum of all, in fp32.
-    `bounds_S`: (S + 1,), the row at which each starts, and T."""
-    if how == "doc":
-        return x_TW[bounds_S[:-1]]
-    if how == "last":
-        return x_TW[bounds_S[1:] - 1]
-    return torch.segment_reduce(x_TW.float(), how, offsets=bounds_S.long())
-
-
-def shared_pooled(x_TW: Tensor, segments: Segments, share: Share, pooling: str) -> Tensor:
-    """:func:`pooled` where ranks share the rows. Each reduces its piece of a segment to one row,
-    so only those travel, to the rank that the segment belongs to."""
-    rank, how = share.rank, "sum" if pooling == "mean" else pooling
-    bounds_S, cuts = starts(segments.lengths), share.cuts(segments.rows)
-    bounds_P = sorted({*bounds_S, *cuts})
-    piece = {row: number for number, row in enumerate(bounds_P)}  # that starts there
-    piece_cuts = [piece[cut] for cut in cuts]
-    owner_cuts = segments.owner_cuts(share)
-    wanted = [range(piece[bounds_S[a]], piece[bounds_S[b]]) for a, b in pairwise(owner_cuts)]
-
-    def on_device(bounds: list[int]) -> Tensor:
-        shifted = torch.tensor([bound - bounds[0] for bound in bounds])
-        return shifted.to(x_TW.device, non_blocking=True)
-
-    mine = bounds_P[piece_cuts[rank] : piece_cuts[rank + 1] + 1]
-    x_PW = reduced(x_TW, on_device(mine), how)
-    x_PW = Fetch(share, piece_cuts, wanted)(x_PW)
-    bounds_S = bounds_S[owner_cuts[rank] : owner_cuts[rank + 1] + 1]
-    x_SW = reduced(x_PW, on_device([piece[bound] for bound in bounds_S]), how)
-    if pooling == "mean":
-        x_SW = x_SW / on_device(bounds_S).diff().unsqueeze(1)
-    return x_SW.to(x_TW.dtype)
+        logits_SL = self.labels(self.drop(torch.tanh(self.dense(x_SW))))
+        if self.wide is not None:
+            assert place_T is not None
+            logits_SL = logits_SL + self.wide(segments, answer_UK, place_T)
+        return logits_SL

@@ -9,10 +9,12 @@ Shape suffixes: see elemdist/rows.py; S segments, P positions, X characters.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from torch import Tensor
 
-from elemdist.batch import Cut, Positions, Reading, bytes_of, lengths, unpad
+from elemdist.batch import Batch, Cut, Positions, Reading, bytes_of, lengths, unpad
 from elemdist.mixture import Mixture
 from elemdist.model_config import CHARACTER_BYTES, ModelConfig
 from elemdist.rows import FIRST_SPECIAL, PAD
@@ -26,11 +28,13 @@ __all__ = [
     "check_tokenizer",
     "open_reading",
     "open_symbols",
+    "some_documents",
     "some_rows",
 ]
 
 SOME_ROWS = 1 << 18  # of the shards, enough to count elements
 SOME_SAMPLES = 1000
+FEW_SAMPLES = 32
 MORE = 8  # times as many, to count materials
 # Bytes of the character that a byte starts. A continuation byte starts none and stands alone, and
 # so does a special symbol.
@@ -104,6 +108,19 @@ def open_reading(config: ModelConfig) -> Reading | None:
     assert config.symbols is not None
     path = model.tokenizer or ""
     return SubwordReading(path, open_tokenizer(path), config.symbols, config.positions)
+
+
+def some_documents(shards: ShardSet | Mixture, reading: Reading | None) -> Iterator[Batch]:
+    """Samples spread evenly over a set, enough to count in how many a word stands, a few at a
+    time.
+
+    Raises:
+        UserError: a shard cannot be had, or a tokenizer refuses the text.
+    """
+    samples = min(SOME_SAMPLES, max(1, SOME_ROWS // shards.n), shards.samples)
+    ids = np.linspace(0, shards.samples - 1, samples).astype(np.int64)
+    for some in np.array_split(ids, -(-samples // FEW_SAMPLES)):
+        yield unpad(shards.gather(some)[0], None, some, reading)
 
 
 def some_rows(shards: ShardSet | Mixture, reading: Reading | None, more: int = 1) -> Tensor:

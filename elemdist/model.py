@@ -6,13 +6,15 @@ Shape suffixes: see elemdist/rows.py; S segments, E = values of an element.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from elemdist.attention import Segments
+from elemdist.batch import Batch
 from elemdist.blocks import Block, Rotation, layer_norm, recomputed, rotation
 from elemdist.embedding import ElementwiseEmbedding, build_embedding, most_frequent
 from elemdist.heads import Classifier, ElementHead, Scored, Scores
@@ -20,15 +22,20 @@ from elemdist.model_config import ModelConfig
 from elemdist.rows import FIRST_SPECIAL, PAD
 from elemdist.run_settings import MemorySettings
 from elemdist.slot_decoder import SlotDecoder
+from elemdist.wide import SEEN, Wide
 
 
 class Encoder(nn.Module):
-    """Rows to vectors: ``(T, V) uint8 -> (T, W)``, a row attending within its segment only."""
+    """Rows to vectors: ``(T, V) uint8 -> (T, W)``, a row attending within its segment only.
+
+    Where the classifier has a wide part, a tuple: the vectors, and `answer_UK` and `place_T` of
+    the embedding.
+    """
 
     def __init__(self, config: ModelConfig, memory: MemorySettings) -> None:
         super().__init__()
         model = self.model = config.model
-        self.checkpoint_every = memory.checkpoint_every
+        self.checkpoint_every, self.wide = memory.checkpoint_every, config.wide
         self.embedding = build_embedding(config)
         embedded = config.embedding_width
         learned = model.positions == "learned"
@@ -53,7 +60,10 @@ class Encoder(nn.Module):
 
     def embed(self, rows_TV: Tensor, position_T: Tensor) -> Tensor:
         """What goes into the first block."""
-        x_TW = self.embedding(rows_TV)
+        return self.placed(self.embedding(rows_TV), position_T)
+
+    def placed(self, x_TW: Tensor, position_T: Tensor) -> Tensor:
+        """Embedded rows at their positions."""
         if self.positions is not None:
             x_TW = x_TW + self.positions(position_T)
         return self.widen(self.drop(self.norm(x_TW)))
@@ -82,9 +92,16 @@ class Encoder(nn.Module):
                 x_TW = block(x_TW, segments, turn)
         return x_TW
 
-    def forward(self, rows_TV: Tensor, position_T: Tensor, segments: Segments) -> Tensor:
-        x_TW = self.embed(rows_TV, position_T)
+    def contextual(self, x_TW: Tensor, position_T: Tensor, segments: Segments) -> Tensor:
+        """What the blocks make of embedded rows, (T, W)."""
         return self.final_norm(self.stack(x_TW, segments, self.turn(position_T)))
+
+    def forward(self, rows_TV: Tensor, position_T: Tensor, segments: Segments) -> Any:
+        if not self.wide:
+            return self.contextual(self.embed(rows_TV, position_T), position_T, segments)
+        x_TW, *answers = self.embedding(rows_TV, answers=True)
+        x_TW = self.contextual(self.placed(x_TW, position_T), position_T, segments)
+        return x_TW, *answers
 
 
 def build_encoder(config: ModelConfig, memory: MemorySettings) -> Encoder:
@@ -141,7 +158,9 @@ class Model(nn.Module):
         """Starts the classifier at the labels' shares of the documents instead of at one half,
         which takes thousands of steps to unlearn where labels are rare."""
         assert isinstance(self.head, Classifier)
-        self.head.labels.bias.copy_(share_L.clamp(1e-4, 1 - 1e-4).logit())
+        hinge = self.config.loss == "squared_hinge"
+        logit_L = share_L.clamp(1e-4, 1 - 1e-4).logit()
+        self.head.labels.bias.copy_(2 * share_L - 1 if hinge else logit_L)
 
     @torch.no_grad()
     def expect_elements(self, rows_NV: Tensor) -> None:
@@ -163,6 +182,20 @@ class Model(nn.Module):
         embedding = self.encoder.embedding
         if isinstance(embedding, ElementwiseEmbedding) and self.config.model.ablation.mixing:
             embedding.answer_to(most_frequent(rows_NV))
+
+    @torch.no_grad()
+    def expect_documents(self, batches: Iterable[Batch]) -> None:
+        """Starts the wide part's scales at how many of these documents have each material."""
+        assert isinstance(self.head, Classifier)
+        assert self.head.wide is not None
+        wide, documents = self.head.wide, 0
+        seen_K = torch.zeros_like(wide.counts.weight)
+        for batch in batches:
+            _, *answers = self.encoder.embedding(batch.rows_TV, answers=True)
+            logs_SK = wide.counts.logs(batch.segments, *answers)
+            seen_K += (logs_SK > math.log1p(SEEN)).sum(0)
+            documents += len(logs_SK)
+        wide.expect(seen_K, documents)
 
     @property
     def table(self) -> Tensor | None:
@@ -189,6 +222,9 @@ class Model(nn.Module):
         target_MV: Tensor | None = None,
     ) -> Tensor | Scores:
         x_TW = self.encoder(rows_TV, position_T, segments)
+        if self.config.wide:
+            x_TW, *answers = x_TW
+            return self.head(x_TW, segments, *answers)
         if self.config.objective == "classify":
             return self.head(x_TW, segments)
         # Only the rows that carry loss go through the head.
@@ -213,14 +249,30 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and the element table (which every material uses) do not."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, wide_l2: float = 0.0
+) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms and the element table (which every material uses) do not. A
+    wide part's weights are part of the loss instead, as those of a linear model are: with decoupled
+    decay they come to fit every document. `lr_ratio`: of a group's learning rate to the run's."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    wide = [module.weight for module in model.modules() if isinstance(module, Wide)]
     for name, parameter in model.named_parameters():
+        if any(parameter is weight for weight in wide):
+            continue
         plain_one = parameter.ndim < 2 or name.endswith((".table", ".tables", "bias_VE"))
         (plain if plain_one else decayed).append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay, "lr_ratio": 1.0},
+        {"params": plain, "weight_decay": 0.0, "lr_ratio": 1.0},
+        *(
+            {
+                "params": [weight],
+                "weight_decay": wide_l2 / len(weight),  # as the loss is a mean over labels
+                "decoupled_weight_decay": False,
+                "lr_ratio": Wide.LR_RATIO,
+            }
+            for weight in wide
+        ),
     ]

@@ -32,6 +32,7 @@ class ModelConfig:
     Attributes:
         n, v: materials of a sample, elements of a material, of the shards.
         model: the settings, with 0 replaced by what it stands for.
+        pooling, wide, loss: of a classifier, see ClassifySettings.
         segmenter: of the shards; sampling cuts its prompt in the same way.
         symbols: of a subword model, else None.
     """
@@ -44,6 +45,8 @@ class ModelConfig:
     labels: list[str] | None = None
     segmenter: str = "word"
     symbols: Symbols | None = None
+    wide: bool = False
+    loss: str = "cross_entropy"
 
     @property
     def slots(self) -> int:
@@ -56,6 +59,11 @@ class ModelConfig:
     def elements(self) -> int:
         """The values that a slot can have: 256, or the size of a vocabulary."""
         return self.symbols.vocabulary if self.symbols else ELEMENTS
+
+    @property
+    def units(self) -> int:
+        """What the wide part of a classifier counts: the mixing layer's units, or tokens."""
+        return self.symbols.vocabulary if self.symbols else self.model.ablation.mixing
 
     @property
     def positions(self) -> int:
@@ -129,6 +137,8 @@ def model_config(
         objective=settings.objective,
         model=resolved(settings.model, v),
         pooling=settings.classify.pooling if classify else "none",
+        wide=classify and settings.classify.wide,
+        loss=settings.classify.loss if classify else "cross_entropy",
         labels=labels if classify else None,
         segmenter=segmenter,
         symbols=symbols,
@@ -183,6 +193,12 @@ def check(config: ModelConfig) -> None:
         raise UserError(
             "classify.pooling: in a decoder the DOC row sees nothing of its document; take last,"
             " mean or max"
+        )
+    if config.wide and not config.units:
+        raise UserError(
+            "classify.wide: it counts the units of a mixing layer; add --model.ablation.mixing 4096"
+            if model.input == "elementwise"
+            else f"classify.wide: input {model.input} has no materials; take elementwise or subword"
         )
     if model.head == "autoregressive" and model.slot_width % 32:
         raise UserError(f"model.slot_width: {model.slot_width} is not a multiple of 32")

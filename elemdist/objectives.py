@@ -191,6 +191,14 @@ def element_nats(logits_MVE: Tensor, target_MV: Tensor) -> tuple[Tensor, Tensor 
     return nats_M, ((logits_MVE.argmax(-1) == target_MV) | ~counts_MV).all(-1)
 
 
+def label_loss(logits_SL: Tensor, truth_SL: Tensor, kind: str) -> Tensor:
+    """For each segment the mean loss of its labels, (S,): of kind ``cross_entropy`` in nats, of
+    ``squared_hinge`` (1 - margin)^2 where the margin is below 1."""
+    if kind == "cross_entropy":
+        return label_nats(logits_SL, truth_SL)
+    return F.relu(1 - logits_SL.float() * (2 * truth_SL - 1)).square().mean(1)
+
+
 def label_nats(logits_SL: Tensor, truth_SL: Tensor) -> Tensor:
     """For each segment the mean binary cross entropy of its labels, in nats: (S,)."""
     nats_SL = F.binary_cross_entropy_with_logits(logits_SL.float(), truth_SL, reduction="none")

@@ -17,7 +17,7 @@ from elemdist.batch import Batch
 from elemdist.batch_plan import BatchPlan
 from elemdist.config import TrainSettings
 from elemdist.model_config import ModelConfig
-from elemdist.objectives import label_nats, share_batch, targets_of
+from elemdist.objectives import label_loss, share_batch, targets_of
 from elemdist.sequence_parallel import Share
 from elemdist.source_loss import bytes_by_source, labels_by_source, nats_by_source
 
@@ -89,7 +89,8 @@ def loss_of(
     if config.objective == "classify":
         logits_SL = engine(rows_TV, position_T, segments)
         assert batch.labels_BL is not None
-        nats = label_nats(logits_SL, batch.labels_BL[batch.sample_S[segments.own]])
+        truth_SL = batch.labels_BL[batch.sample_S[segments.own]]
+        nats = label_loss(logits_SL, truth_SL, config.loss)
         if sources > 1:
             by_source = labels_by_source(nats, segments.own, batch, sources)
     else:

@@ -102,6 +102,20 @@ class ClassifySettings:
     mask_rate: float = 0.0
     """Share of the materials hidden from the classifier in training, as in mlm: a remedy for few
     documents, each of which then looks different every time."""
+    loss: Literal["cross_entropy", "squared_hinge"] = "cross_entropy"
+    """squared_hinge: that of a linear SVM. It finds more of the rare labels in few documents; its
+    scores tell which is the likelier label, but are no probabilities."""
+    wide: bool = False
+    """A linear layer on how often each material stands in the document learns beside the
+    transformer, and their logits are added. Input elementwise counts what the units of
+    model.ablation.mixing answer to, so misspelt words, too; input subword counts tokens."""
+    wide_l2: float = 1e-4
+    """How much large weights of that layer cost: this, times half the sum of the squares of a
+    label's, on top of its mean loss."""
+    refit: float = 0.0
+    """After the last step the label layers are computed anew, exactly: a linear SVM of this C for
+    each label, on what the model makes of the whole training documents; 0: they stay as they are.
+    Its scores, too, are no probabilities."""
 
 
 @dataclass

@@ -32,7 +32,7 @@ from elemdist.errors import Superseded, UserError
 from elemdist.flops import stated_tflops
 from elemdist.geometry import check_geometry, config_for, label_columns
 from elemdist.guard import Guard
-from elemdist.inputs import MORE, open_reading, some_rows
+from elemdist.inputs import MORE, open_reading, some_documents, some_rows
 from elemdist.metric_writers import tell
 from elemdist.metrics import Reporter
 from elemdist.mixture import Mixture, open_mixture
@@ -122,9 +122,10 @@ def build_model(
         model.expect_elements(some_rows(data.train, reading))
     if settings.model.ablation.mixing and not settings.init_from:
         model.expect_materials(some_rows(data.train, reading, MORE))
-    if settings.init_from:
-        return model, checkpoint.initialise_from(model, settings.init_from)
-    return model, None
+    line = checkpoint.initialise_from(model, settings.init_from) if settings.init_from else None
+    if data.config.wide:
+        model.expect_documents(some_documents(data.train, reading))
+    return model, line
 
 
 class Session:

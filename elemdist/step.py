@@ -20,7 +20,7 @@ def train_step(
     watch, tally = session.watch, session.tally
     session.watchdog.begin_step()
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_ratio"]
     for one in passes:
         session.watchdog.beat("a pass")
         torch.manual_seed(one.dropout_seed)

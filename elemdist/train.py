@@ -46,6 +46,7 @@ from elemdist.errors import (
 )
 from elemdist.evaluate import gather_ranks
 from elemdist.passes import Pass, passes_of
+from elemdist.refit import refit
 from elemdist.reports import evaluate_now, report
 from elemdist.run_folder import public_settings
 from elemdist.sequence_parallel import once
@@ -214,6 +215,8 @@ class Run:
         saves = is_due(step, settings.checkpoint_every, self.last) or agreed.save
         if evaluates or saves or step % settings.log_every == 0:
             report(self.session, self.norm)
+        if step == settings.steps and settings.classify.refit:
+            self.session.tell("refit", refit(self.session))
         if evaluates:
             evaluate_now(self.session)
         if saves:

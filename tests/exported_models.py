@@ -16,11 +16,20 @@ from elemdist.model_settings import AblationSettings, CanineSettings, ModelSetti
 N, V = 24, 8
 
 
-def config_of(objective: str, pooling: str = "none", **changes: object) -> ModelConfig:
+def config_of(
+    objective: str, pooling: str = "none", wide: bool = False, **changes: object
+) -> ModelConfig:
     model = ModelSettings(layers=2, width=64, dropout=0.0, **changes)
     labels = ["a", "b", "c"] if objective == "classify" else None
     return ModelConfig(
-        N, V, objective, resolved(model, V), pooling=pooling, labels=labels, segmenter="word"
+        N,
+        V,
+        objective,
+        resolved(model, V),
+        pooling=pooling,
+        labels=labels,
+        segmenter="word",
+        wide=wide,
     )
 
 
@@ -56,6 +65,10 @@ CLASSIFIERS = {
     ),
     "albert": config_of(
         "classify", "doc", backbone="albert", embedding_width=32, activation="gelu_tanh"
+    ),
+    "wide": config_of("classify", "max", wide=True, ablation=AblationSettings(mixing=16)),
+    "wide canine": config_of(
+        "classify", "doc", wide=True, backbone="canine", ablation=AblationSettings(mixing=16)
     ),
     "canine on bytes of words": config_of("classify", "max", backbone="canine"),
     "canine": config_of(

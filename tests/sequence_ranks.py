@@ -125,11 +125,12 @@ class Case:
     memory: MemorySettings = dataclasses.field(default_factory=MemorySettings)
     lengths: tuple[int, ...] = (2, 3, 2, 12, 5, 4, 1, 9, 12)
     size: int = 2
+    wide: bool = False
 
     def shape(self) -> ModelConfig:
         made = config(self.objective, input=self.input, **VARIANTS[self.variant])
         symbols = TOKENS if self.input == "subword" else None
-        return dataclasses.replace(made, pooling=self.pooling, symbols=symbols)
+        return dataclasses.replace(made, pooling=self.pooling, symbols=symbols, wide=self.wide)
 
     def batch(self, seed: int) -> Batch:
         """Documents of these lengths back to back, the last sample padded."""

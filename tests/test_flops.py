@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -112,6 +114,12 @@ def test_the_formula_counts_what_torch_counts(kind):
 @pytest.mark.parametrize("kind", ["modern", "canine"])
 def test_the_classifier_counts_its_segments(kind):
     config = shape(kind, "classify")
+    assert counted(config, None) == pytest.approx(flops.step_flops(config, LENGTHS), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ablations", "subword"])
+def test_the_classifier_counts_its_wide_part(kind):
+    config = dataclasses.replace(shape(kind, "classify"), wide=True)
     assert counted(config, None) == pytest.approx(flops.step_flops(config, LENGTHS), rel=1e-6)
 
 

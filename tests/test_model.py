@@ -56,7 +56,10 @@ def config(objective: str = "", **model: Any) -> ModelConfig:
 
 def build(shape: ModelConfig, memory: MemorySettings | None = None, seed: int = 0) -> Model:
     torch.manual_seed(seed)
-    return Model(shape, memory)
+    model = Model(shape, memory)
+    if shape.wide:  # else its gradient goes no further than to its weights
+        torch.nn.init.normal_(model.head.wide.weight)
+    return model
 
 
 def batch(*lengths: int, seed: int = 0) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from typing import Any
@@ -123,6 +124,15 @@ POOLED = [
 @pytest.mark.parametrize(("variant", "pooling"), POOLED)
 def test_classification(ranks, variant, pooling, size):
     check(ranks, Case(variant, "classify", pooling, size=size))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("input", ["elementwise", "subword"])
+def test_a_wide_part(ranks, input, size):
+    variant = "mixing" if input == "elementwise" else "bert"
+    case = Case(variant, "classify", "max", input, size=size, wide=True)
+    check(ranks, case)
+    check(ranks, dataclasses.replace(case, lengths=(12,)))  # most ranks own no document
 
 
 @pytest.mark.parametrize("pooling", ["doc", "last", "mean", "max"])

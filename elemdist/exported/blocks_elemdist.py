@@ -15,6 +15,7 @@ from .configuration_elemdist import ElemdistConfig
 
 ELEMENTS = 256
 NORM_EPS = 1e-12
+FULL_ANSWER = 3.0  # what a unit of the mixing layer gave, at the start, to its own word
 
 
 def layer_norm(width: int, biases: bool = True) -> nn.LayerNorm:
@@ -22,7 +23,7 @@ def layer_norm(width: int, biases: bool = True) -> nn.LayerNorm:
 
 
 class SlotMixing(nn.Module):
-    """A small residual layer on the concatenation."""
+    """A small residual layer on the concatenation, whose units answer to words, one each."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -30,9 +31,11 @@ class SlotMixing(nn.Module):
         self.bias = nn.Parameter(torch.empty(inner))
         self.out = nn.Parameter(torch.empty(width, inner))
 
+    def inner(self, x_W: Tensor) -> Tensor:
+        return F.linear(F.layer_norm(x_W, x_W.shape[-1:]), self.into, self.bias)
+
     def forward(self, x_W: Tensor) -> Tensor:
-        unit_W = F.layer_norm(x_W, x_W.shape[-1:])
-        return x_W + F.linear(F.gelu(F.linear(unit_W, self.into, self.bias)), self.out)
+        return x_W + F.linear(F.gelu(self.inner(x_W)), self.out)
 
 
 class ElementwiseEmbedding(nn.Module):
@@ -47,12 +50,19 @@ class ElementwiseEmbedding(nn.Module):
         )
         self.mixing = SlotMixing(width, config.mixing) if config.mixing else nn.Identity()
 
-    def forward(self, bytes_BNV: Tensor) -> Tensor:
+    def side_by_side(self, bytes_BNV: Tensor) -> Tensor:
         if self.table.ndim == 2:
-            x_BNVC = F.embedding(bytes_BNV, self.table)
-        else:
-            x_BNVC = self.table[torch.arange(len(self.table), device=bytes_BNV.device), bytes_BNV]
-        return self.mixing(x_BNVC.flatten(-2))
+            return F.embedding(bytes_BNV, self.table).flatten(-2)
+        slot_V = torch.arange(len(self.table), device=bytes_BNV.device)
+        return self.table[slot_V, bytes_BNV].flatten(-2)
+
+    def answers(self, bytes_BNV: Tensor) -> Tensor:
+        """How much each unit of the mixing layer answers to each position, (B, N, K)."""
+        assert isinstance(self.mixing, SlotMixing)
+        return F.relu(self.mixing.inner(self.side_by_side(bytes_BNV))) / FULL_ANSWER
+
+    def forward(self, bytes_BNV: Tensor) -> Tensor:
+        return self.mixing(self.side_by_side(bytes_BNV))
 
 
 def rotation(places: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:

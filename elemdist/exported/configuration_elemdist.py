@@ -17,6 +17,7 @@ class ElemdistConfig(PretrainedConfig):
         n: materials of a sequence at most, its first row included.
         max_positions: positions of a sequence at most; 0: as many as one likes (rotary).
         pooling: how a classifier makes one vector of a sequence: doc, last, mean or max.
+        wide: whether it also counts the words that the units of the mixing layer answer to.
     """
 
     model_type = "elemdist"
@@ -54,6 +55,7 @@ class ElemdistConfig(PretrainedConfig):
         window: int = 0,
         global_every: int = 0,
         pooling: str = "doc",
+        wide: bool = False,
         canine: dict[str, int] | None = None,
         pad_token_id: int = 255,
         **kwargs: Any,
@@ -69,7 +71,7 @@ class ElemdistConfig(PretrainedConfig):
         self.head, self.slot_width, self.slot_layers = head, slot_width, slot_layers
         self.tied = tied
         self.window, self.global_every = window, global_every
-        self.pooling = pooling
+        self.pooling, self.wide = pooling, wide
         self.canine = canine or {
             "rate": 4,
             "local": 128,

@@ -1,6 +1,7 @@
 """What stands on an elementwise transformer: predictions of bytes, or of labels. Needs only torch.
 
-Shape suffixes: see blocks_elemdist.py; M materials of a batch, E values of a byte (256), L labels.
+Shape suffixes: see blocks_elemdist.py; M materials of a batch, E values of a byte (256), L labels,
+K units.
 """
 
 from __future__ import annotations
@@ -74,8 +75,34 @@ class SlotDecoder(nn.Module):
         return self.given(x_MVW, target_MV).unflatten(0, x_BNW.shape[:2])
 
 
+class Counts(nn.Module):
+    """How often the word of each of K units stands in a sequence, (B, N, K) -> (B, K): the
+    logarithm, times a weight of each, all scaled to length 1."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(units))
+
+    def forward(self, answer_BNK: Tensor, mask_BN: Tensor) -> Tensor:
+        count_BK = (answer_BNK.float() * mask_BN.unsqueeze(-1)).sum(1)
+        return F.normalize(count_BK.log1p() * self.weight.float(), dim=-1)
+
+
+class Wide(nn.Module):
+    """Those counts to a logit per label: ``(B, N, K) -> (B, L)``."""
+
+    def __init__(self, units: int, labels: int) -> None:
+        super().__init__()
+        self.counts = Counts(units)
+        self.weight = nn.Parameter(torch.empty(labels, units))
+
+    def forward(self, answer_BNK: Tensor, mask_BN: Tensor) -> Tensor:
+        return F.linear(self.counts(answer_BNK, mask_BN).to(self.weight.dtype), self.weight)
+
+
 class Classifier(nn.Module):
-    """A vector of each sequence to a logit per label: ``(B, N, W) -> (B, L)``."""
+    """A vector of each sequence to a logit per label: ``(B, N, W) -> (B, L)``; with a wide part,
+    that one's logits on top."""
 
     def __init__(self, config: ElemdistConfig) -> None:
         super().__init__()
@@ -83,6 +110,7 @@ class Classifier(nn.Module):
         self.dense = nn.Linear(config.width, config.width)
         self.drop = nn.Dropout(config.dropout)
         self.labels = nn.Linear(config.width, config.num_labels)
+        self.wide = Wide(config.mixing, config.num_labels) if config.wide else None
 
     def pooled(self, x_BNW: Tensor, mask_BN: Tensor) -> Tensor:
         if self.pooling == "doc":
@@ -96,8 +124,10 @@ class Classifier(nn.Module):
             return x_BNW.gather(1, last_B1W).squeeze(1)
         return (x_BNW * mask_BN1).sum(1) / length_B1
 
-    def forward(self, x_BNW: Tensor, mask_BN: Tensor) -> Tensor:
-        return self.labels(self.drop(torch.tanh(self.dense(self.pooled(x_BNW, mask_BN)))))
+    def forward(self, x_BNW: Tensor, mask_BN: Tensor, answer_BNK: Tensor | None = None) -> Tensor:
+        x_BW = torch.tanh(self.dense(self.pooled(x_BNW, mask_BN)))
+        logits_BL = self.labels(self.drop(x_BW))
+        return logits_BL if self.wide is None else logits_BL + self.wide(answer_BNK, mask_BN)
 
 
 def element_loss(logits_BNVE: Tensor, labels_BNV: Tensor) -> Tensor:

@@ -211,7 +211,11 @@ class ElemdistForSequenceClassification(ElemdistPreTrainedModel):
         x_BNW = self.elemdist(input_ids, attention_mask).last_hidden_state
         if attention_mask is None:
             attention_mask = self.elemdist.mask(input_ids)
-        logits_BL = self.head(x_BNW, attention_mask)
+        embedding, answer_BNK = self.elemdist.embedding, None
+        if self.config.wide:
+            assert isinstance(embedding, ElementwiseEmbedding)
+            answer_BNK = embedding.answers(input_ids)
+        logits_BL = self.head(x_BNW, attention_mask, answer_BNK)
         loss = None
         if labels is not None:
             loss = F.binary_cross_entropy_with_logits(logits_BL.float(), labels.float())
