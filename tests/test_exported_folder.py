@@ -213,9 +213,10 @@ def test_inputs_that_are_not_exported():
     "config",
     [
         CLASSIFIERS["canine"],
+        CLASSIFIERS["wide"],
         PREDICTORS["decoder"],
     ],
-    ids=["canine", "decoder"],
+    ids=["canine", "wide", "decoder"],
 )
 def test_onnx_of_other_models(config, tmp_path, monkeypatch):
     """Of lengths and batches that it was not traced with, write_onnx compares the logits."""
