@@ -115,12 +115,16 @@ class SlotMixing(nn.Module):
         self.bias[: len(x_KW)] = -SHARPNESS * LIKENESS
 
     def forward(self, x_W: Tensor) -> tuple[Tensor, Tensor]:
-        """The mixed vectors, and how much each unit answers to each of them, (..., r): 1 to the
-        material that it started at, above 0 to those that are like it, else 0."""
+        """The mixed vectors, and the units before their GELU, (..., r)."""
         unit_W = F.layer_norm(x_W, x_W.shape[-1:])
         inner = F.linear(unit_W, self.into, self.bias)
-        answer = F.relu(inner) / (SHARPNESS * (1 - LIKENESS))
-        return x_W + F.linear(F.gelu(inner), self.out), answer
+        return x_W + F.linear(F.gelu(inner), self.out), inner
+
+
+def answers_of(inner_K: Tensor) -> Tensor:
+    """How much each unit of a mixing layer answers to a material: 1 to the one that it started at,
+    above 0 to those that are like it, else 0."""
+    return F.relu(inner_K) / (SHARPNESS * (1 - LIKENESS))
 
 
 class ElementwiseEmbedding(nn.Module):
@@ -181,27 +185,21 @@ class ElementwiseEmbedding(nn.Module):
         with torch.no_grad():
             self.mixing.answer_to(lookup(self.table, rows_KV).flatten(-2))
 
-    def mixed(self, rows_V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The vectors of (..., V) rows; and how much the units of the mixing layer answer to each
-        of U distinct rows, (U, r), and which of these every row is, (...) int64."""
+    def forward(self, rows_V: Tensor, answers: bool = False) -> Any:
+        """The vectors of (..., V) rows, (..., W). With `answers`, which needs a mixing layer, also
+        how much its units answer to each of U distinct rows, (U, r), and which of these every row
+        is, (...) int64."""
         check_rows(rows_V, self.v)
         if self.shuffle:
             rows_V = shuffled(rows_V)
+        if not isinstance(self.mixing, SlotMixing):
+            return lookup(self.table, rows_V).flatten(-2)
         # A word is mixed once, however often it stands there.
         rows_UV, place_T = distinct(rows_V.reshape(-1, self.v))
-        x_UW, answer_UK = self.mixing(lookup(self.table, rows_UV).flatten(-2))
+        x_UW, inner_UK = self.mixing(lookup(self.table, rows_UV).flatten(-2))
         place_T = place_T.view(rows_V.shape[:-1])
-        return F.embedding(place_T, x_UW), answer_UK, place_T
-
-    def forward(self, rows_V: Tensor, answers: bool = False) -> Any:
-        """The vectors of (..., V) rows, (..., W); with `answers` all that :meth:`mixed` gives."""
-        if isinstance(self.mixing, SlotMixing):
-            mixed = self.mixed(rows_V)
-            return mixed if answers else mixed[0]
-        check_rows(rows_V, self.v)
-        if self.shuffle:
-            rows_V = shuffled(rows_V)
-        return lookup(self.table, rows_V).flatten(-2)
+        x_TW = F.embedding(place_T, x_UW)
+        return (x_TW, answers_of(inner_UK), place_T) if answers else x_TW
 
 
 class TokenEmbedding(nn.Module):

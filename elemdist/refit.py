@@ -23,10 +23,11 @@ from torch import Tensor
 
 from elemdist.batch import unpad
 from elemdist.checkpoint_state import assign
+from elemdist.evaluate import gather_ranks
 from elemdist.objectives import share_rows
 from elemdist.start_up import Session
 
-MOST = 1 << 28  # features of a rank, in all: 1 GiB
+MOST = 1 << 28  # features of a rank, in all: 1 GiB, and as much again while they are turned
 ITERATIONS = 100
 TOLERANCE = 1e-5  # of the gradient, for each document
 
@@ -65,12 +66,14 @@ def refit(session: Session) -> str:
     ranks call it together."""
     settings, engine = session.settings, session.engine
     engine.eval()
-    with torch.no_grad(), session.watchdog.paused("computing the features of the documents"):
+    with torch.no_grad():
         x_NX, truth_NL = features(session)
     engine.train()
     head, width = engine.module.head, session.data.config.model.width
     # The deep features as long as the others, whose length is 1.
-    scale = 1 / max(mean(x_NX[:, :width].norm(dim=1)), 1e-12)
+    lengths = total(float(x_NX[:, :width].norm(dim=1).sum()))
+    samples = total(len(x_NX))
+    scale = samples / max(lengths, 1e-12)
     x_NX[:, :width] *= scale
     with session.watchdog.paused("fitting the label layers"):
         weight_LX, bias_L, rounds = fit(x_NX, truth_NL, settings.classify.refit)
@@ -78,7 +81,7 @@ def refit(session: Session) -> str:
     if head.wide is not None:
         new["head.wide.weight"] = weight_LX[:, width:]
     assign(engine, new)
-    return f"label layers fitted to {total(len(x_NX)):.0f} samples in {rounds} iterations"
+    return f"label layers fitted to {samples:.0f} samples in {rounds} iterations"
 
 
 def features(session: Session) -> tuple[Tensor, Tensor]:
@@ -93,11 +96,11 @@ def features(session: Session) -> tuple[Tensor, Tensor]:
             batch = unpad(rows_BNV, labels_BL, ids, session.reading).to(session.ranks.device)
             rows_TV, position_T, segments = share_rows(batch.rows_TV, batch, share)
             session.engine(rows_TV, position_T, segments)
+            assert batch.labels_BL is not None
+            truth_SL = batch.labels_BL[batch.sample_S[segments.own]].float()
             x_SX = kept.take()
-            if counted:
-                assert batch.labels_BL is not None
-                xs.append(x_SX)
-                truths.append(batch.labels_BL[batch.sample_S[segments.own]].float())
+            xs.append(x_SX if counted else x_SX[:0])
+            truths.append(truth_SL if counted else truth_SL[:0])
     return torch.cat(xs), torch.cat(truths)
 
 
@@ -153,14 +156,4 @@ def fit(x_NX: Tensor, truth_NL: Tensor, c: float) -> tuple[Tensor, Tensor, int]:
 
 def total(amount: float) -> float:
     """The sum over all ranks."""
-    whole = torch.tensor(float(amount), dtype=torch.float64)
-    if dist.is_initialized():
-        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-        whole = whole.to(device)
-        dist.all_reduce(whole)
-    return float(whole)
-
-
-def mean(x_N: Tensor) -> float:
-    """Over the samples of all ranks."""
-    return total(float(x_N.sum())) / max(1.0, total(len(x_N)))
+    return float(sum(gather_ranks(amount)))

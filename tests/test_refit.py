@@ -11,7 +11,7 @@ from elemdist.batch import unpad
 from elemdist.model import Model
 from elemdist.refit import Features, fit
 from elemdist.shards import ShardSet
-from tests.conftest import TINY, metrics
+from tests.conftest import TINY, metrics, write_corpus
 from tests.forked import train
 
 C = 2.0
@@ -19,6 +19,7 @@ WIDE = ["--model.ablation.mixing", "24", "--classify.wide", "true"]
 OPTIONS = [
     *TINY, "--objective", "classify", "--classify.pooling", "max", "--steps", "20",
     "--classify.loss", "squared_hinge", "--classify.refit", str(C), "--eval-every", "0",
+    "--model.dropout", "0",
 ]  # fmt: skip
 
 
@@ -92,6 +93,8 @@ def test_a_run_ends_with_the_best_label_layers(one_rank, labelled):
     assert told["step"] == 20
     assert f"fitted to {samples} samples" in told["line"]
     assert len(metrics(one_rank)) == 20
+    # Its counts started at the frequencies of its documents.
+    assert checkpoint.find(str(one_rank)).weights()["head.wide.counts.weight"].std() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -107,15 +110,23 @@ def test_a_run_ends_with_the_best_label_layers(one_rank, labelled):
 def test_ranks_come_to_the_same_layers_together(more, one_rank, labelled, tmp_path):
     run = tmp_path / "run"
     words = ["--run-dir", run, "--data.train", labelled / "train", *OPTIONS, *WIDE]
-    train(tmp_path / "log", 2, *words, "--model.dropout", "0", *more)
-    alone = tmp_path / "alone"
-    words[1] = alone
-    train(tmp_path / "log", 1, *words, "--model.dropout", "0")
+    train(tmp_path / "log", 2, *words, *more)
     (loss, gradient, samples, weight) = refitted(run, labelled)
-    (expected, _, _, wanted) = refitted(alone, labelled)
+    (expected, _, _, wanted) = refitted(one_rank, labelled)
     assert gradient.abs().max() < 1e-3 * samples
     assert loss == pytest.approx(expected, rel=1e-3)
     torch.testing.assert_close(weight, wanted, atol=0.02, rtol=0.02)
+
+
+def test_fewer_samples_than_ranks(make_shards, tmp_path):
+    """The third rank has none of its own."""
+    two = write_corpus(tmp_path / "two.jsonl", 2, seed=1)
+    few = make_shards(two, "--input.labels-field", "labels")
+    samples = ShardSet(str(few)).samples
+    assert samples < 3
+    words = ["--run-dir", tmp_path / "run", "--data.train", few, *OPTIONS, *WIDE]
+    words += ["--batch.micro-samples", "1", "--batch.global-samples", "3"]
+    assert f"fitted to {samples} samples" in train(tmp_path / "log", 3, *words)
 
 
 def test_without_a_wide_part_and_only_behind_the_last_step(labelled, tmp_path):
