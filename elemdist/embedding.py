@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elemdist.errors import UserError, nearest
+from elemdist.materials import distinct, most_frequent, shuffled, uncased
 from elemdist.model_config import CHARACTER_BYTES, ModelConfig, check_width
-from elemdist.objectives import hash_uniform
 from elemdist.rows import DOC, ELEMENTS, MASK, PAD, SEP
 from elemdist.table_gradient import lookup
 
@@ -53,42 +53,6 @@ def check_rows(rows_V: Tensor, v: int) -> None:
         least, most = (int(bound) for bound in rows_V.long().aminmax())
         if least < 0 or most >= ELEMENTS:
             raise UserError(f"rows are bytes, 0 to 255; there are values from {least} to {most}")
-
-
-def shuffled(rows_V: Tensor) -> Tensor:
-    """Every row's bytes in an order that is a hash of the row: (..., V) -> (..., V). Equal rows
-    stay equal, on every device and in every run."""
-    v = rows_V.shape[-1]
-    slot_V = torch.arange(v, device=rows_V.device)
-    order_V = hash_uniform(row_key(rows_V).unsqueeze(-1) * v + slot_V, seed=0, stream=0)
-    return rows_V.gather(-1, order_V.argsort(dim=-1, stable=True))
-
-
-def row_key(rows_V: Tensor) -> Tensor:
-    """A number for each row, (..., V) -> (...) int64: the same for equal rows."""
-    key = torch.zeros_like(rows_V[..., 0], dtype=torch.int64)
-    for byte in rows_V.unbind(-1):
-        key = key * 0x100000001B3 + byte
-    return key
-
-
-def distinct(rows_TV: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct ones of some rows, (U, V), and for each row which of them it is, (T,) int64."""
-    key_U, place_T = row_key(rows_TV).unique(return_inverse=True)
-    number_T = torch.arange(len(place_T), device=place_T.device)
-    # One of those with the same key, whichever.
-    rows_UV = rows_TV[torch.empty_like(key_U).scatter_(0, place_T, number_T)]
-    if torch.equal(rows_UV[place_T], rows_TV):
-        return rows_UV, place_T
-    return rows_TV, number_T  # two different rows have the same key
-
-
-def most_frequent(rows_NV: Tensor) -> Tensor:
-    """The distinct ones of some rows, (U, V), the most frequent first."""
-    key_U, place_N, count_U = row_key(rows_NV).unique(return_inverse=True, return_counts=True)
-    number_N = torch.arange(len(place_N), device=place_N.device)
-    rows_UV = rows_NV[torch.empty_like(key_U).scatter_(0, place_N, number_N)]
-    return rows_UV[count_U.argsort(descending=True, stable=True)]
 
 
 class SlotMixing(nn.Module):
@@ -143,6 +107,7 @@ class ElementwiseEmbedding(nn.Module):
         slots: ``shuffled`` puts each row's bytes in an order of its own, the same each time that
             it occurs, so that a slot says nothing.
         mixing: inner width of a small residual layer behind the concatenation; 0: none.
+        uncased: reads rows as :func:`elemdist.materials.uncased` gives them.
 
     Attributes:
         table: the parameter, (256, C) or (V, 256, C).
@@ -160,6 +125,7 @@ class ElementwiseEmbedding(nn.Module):
         tables: Literal["shared", "per_slot"] = "shared",
         slots: Literal["ordered", "shuffled"] = "ordered",
         mixing: int = 0,
+        uncased: bool = False,
     ) -> None:
         super().__init__()
         if v < 1 or width < 1 or mixing < 0:
@@ -167,7 +133,7 @@ class ElementwiseEmbedding(nn.Module):
         check_width(v, width, "width")
         check_choice("tables", tables, ("shared", "per_slot"))
         check_choice("slots", slots, ("ordered", "shuffled"))
-        self.v, self.shuffle = v, slots == "shuffled"
+        self.v, self.shuffle, self.uncased = v, slots == "shuffled", uncased
         shape = (ELEMENTS, width // v) if tables == "shared" else (v, ELEMENTS, width // v)
         self.table = nn.Parameter(torch.empty(shape))
         nn.init.normal_(self.table, std=INIT_STD)
@@ -176,12 +142,17 @@ class ElementwiseEmbedding(nn.Module):
             self.table[..., PAD, :] = 0
         self.mixing = SlotMixing(width, mixing) if mixing else nn.Identity()
 
-    def answer_to(self, rows_KV: Tensor) -> None:
-        """Starts the units of the mixing layer at these materials, as many as it has room for."""
+    def seen(self, rows_V: Tensor) -> Tensor:
+        """The rows as they are looked up."""
+        if self.uncased:
+            rows_V = uncased(rows_V)
+        return shuffled(rows_V) if self.shuffle else rows_V
+
+    def answer_to(self, rows_NV: Tensor) -> None:
+        """Starts the units of the mixing layer at the most frequent of these materials, one each,
+        as many as it has room for."""
         assert isinstance(self.mixing, SlotMixing)
-        rows_KV = rows_KV[: len(self.mixing.into)]
-        if self.shuffle:
-            rows_KV = shuffled(rows_KV)
+        rows_KV = most_frequent(self.seen(rows_NV))[: len(self.mixing.into)]
         with torch.no_grad():
             self.mixing.answer_to(lookup(self.table, rows_KV).flatten(-2))
 
@@ -190,8 +161,7 @@ class ElementwiseEmbedding(nn.Module):
         how much its units answer to each of U distinct rows, (U, r), and which of these every row
         is, (...) int64."""
         check_rows(rows_V, self.v)
-        if self.shuffle:
-            rows_V = shuffled(rows_V)
+        rows_V = self.seen(rows_V)
         if not isinstance(self.mixing, SlotMixing):
             return lookup(self.table, rows_V).flatten(-2)
         # A word is mixed once, however often it stands there.
@@ -288,8 +258,12 @@ def build_embedding(config: ModelConfig) -> nn.Module:
     if model.input == "canine":
         return HashEmbedding(width, model.canine.hashes, model.canine.buckets)
     if model.input == "byte":
-        return ElementwiseEmbedding(1, width)
+        return ElementwiseEmbedding(1, width, uncased=model.uncased)
     ablation = model.ablation
     return ElementwiseEmbedding(
-        config.v, width, tables=ablation.tables, slots=ablation.slots, mixing=ablation.mixing
+        *(config.v, width),
+        tables=ablation.tables,
+        slots=ablation.slots,
+        mixing=ablation.mixing,
+        uncased=model.uncased,
     )

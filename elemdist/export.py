@@ -138,8 +138,8 @@ def config_tree(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """What ElemdistConfig reads."""
     model = config.model
     same = (
-        "input backbone layers width heads feedforward embedding_width dropout norm positions"
-        " rotary_base activation biases head slot_width slot_layers window global_every"
+        "input uncased backbone layers width heads feedforward embedding_width dropout norm"
+        " positions rotary_base activation biases head slot_width slot_layers window global_every"
     )
     auto_class, architecture = CLASSES[config.objective]
     classes = {"AutoModel": "ElemdistModel", auto_class: architecture}

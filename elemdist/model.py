@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from elemdist.attention import Segments
 from elemdist.batch import Batch
 from elemdist.blocks import Block, Rotation, layer_norm, recomputed, rotation
-from elemdist.embedding import ElementwiseEmbedding, build_embedding, most_frequent
+from elemdist.embedding import ElementwiseEmbedding, build_embedding
 from elemdist.heads import Classifier, ElementHead, Scored, Scores
 from elemdist.model_config import ModelConfig
 from elemdist.rows import FIRST_SPECIAL, PAD
@@ -181,7 +181,7 @@ class Model(nn.Module):
         thousands of steps, and the rare words never."""
         embedding = self.encoder.embedding
         if isinstance(embedding, ElementwiseEmbedding) and self.config.model.ablation.mixing:
-            embedding.answer_to(most_frequent(rows_NV))
+            embedding.answer_to(rows_NV)
 
     @torch.no_grad()
     def expect_documents(self, batches: Iterable[Batch]) -> None:

@@ -200,6 +200,12 @@ def check(config: ModelConfig) -> None:
             if model.input == "elementwise"
             else f"classify.wide: input {model.input} has no materials; take elementwise or subword"
         )
+    if model.uncased and model.input not in ("elementwise", "byte"):
+        raise UserError(
+            f"model.uncased: input {model.input} reads "
+            + ("what its tokenizer says" if model.input == "subword" else "characters, not bytes")
+            + "; leave it out"
+        )
     if model.head == "autoregressive" and model.slot_width % 32:
         raise UserError(f"model.slot_width: {model.slot_width} is not a multiple of 32")
     if model.head == "autoregressive" and model.input == "subword":

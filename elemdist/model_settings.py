@@ -62,6 +62,9 @@ class ModelSettings:
     `elemdist shard --segmenter subword` with that tokenizer."""
     tokenizer: str | None = None
     """The tokenizer.json of input subword."""
+    uncased: bool = False
+    """Reads A to Z as a to z, and a word without the space behind it, so that a word is the same
+    wherever it stands. For inputs elementwise and byte; what is predicted stays as it is."""
     layers: int = 4
     """Transformer blocks."""
     width: int = 192

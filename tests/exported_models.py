@@ -67,6 +67,10 @@ CLASSIFIERS = {
         "classify", "doc", backbone="albert", embedding_width=32, activation="gelu_tanh"
     ),
     "wide": config_of("classify", "max", wide=True, ablation=AblationSettings(mixing=16)),
+    "uncased": config_of(
+        "classify", "max", wide=True, uncased=True, ablation=AblationSettings(mixing=16)
+    ),
+    "uncased byte": config_of("classify", "mean", input="byte", uncased=True),
     "wide canine": config_of(
         "classify", "doc", wide=True, backbone="canine", ablation=AblationSettings(mixing=16)
     ),

@@ -20,11 +20,9 @@ from elemdist.embedding import (
     TokenEmbedding,
     build_embedding,
     code_points,
-    distinct,
-    most_frequent,
-    shuffled,
 )
 from elemdist.errors import UserError
+from elemdist.materials import distinct, most_frequent, shuffled, uncased
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, Symbols, resolved
 from elemdist.model_settings import AblationSettings, CanineSettings, ModelSettings
@@ -184,7 +182,7 @@ def test_shuffling_changes_the_input_only_where_it_is_asked_for():
 @pytest.mark.parametrize("key", [None, lambda rows_V: rows_V[..., 0].long()])
 def test_rows_are_mixed_once_each_even_where_keys_collide(key, monkeypatch):
     if key is not None:
-        monkeypatch.setattr("elemdist.embedding.row_key", key)
+        monkeypatch.setattr("elemdist.materials.row_key", key)
     torch.manual_seed(0)
     rows = torch.randint(0, 3, (7, 40, 4), dtype=torch.uint8)
     found, place = distinct(rows.reshape(-1, 4))
@@ -208,6 +206,50 @@ def test_most_frequent_materials():
     assert sorted(map(tuple, got.tolist())) == sorted(map(tuple, np.unique(rows, axis=0).tolist()))
 
 
+def folded(row: bytes) -> bytes:
+    """What :func:`uncased` gives, by Python's own methods."""
+    text = row.split(bytes([PAD]))[0]
+    lower = text.lower()
+    lower = lower[:1] + lower[1:].removesuffix(b" ")
+    return lower.ljust(len(row), bytes([PAD]))
+
+
+@pytest.mark.parametrize("v", [1, 2, 5, 12])
+def test_uncased_rows_are_words_in_lower_case_without_the_space_behind(v):
+    text = SCRIPTS + " The HERON's  two\n wheat, Wheat WHEAT Zz@[ `{ \u00c5ngstr\u00f6m "
+    rows = words(text, v)
+    expected = [folded(bytes(row)) for row in rows.numpy()]
+    assert [bytes(row) for row in uncased(rows).numpy()] == expected
+    assert torch.equal(uncased(rows.long()), uncased(rows).long())
+    symbols = np.stack([special_row(DOC, v), special_row(SEP, v), np.full(v, MASK)])
+    symbols = torch.from_numpy(symbols.astype(np.uint8))
+    assert torch.equal(uncased(symbols), symbols)
+
+
+def test_an_uncased_model_reads_a_word_alike_wherever_it_stands():
+    torch.manual_seed(0)
+    embedding = ElementwiseEmbedding(12, 24, mixing=3, uncased=True)
+    rows = words("Wheat wheat, WHEAT oats.", 12)  # "Wheat ", "wheat", ",", " ", "WHEAT ", ...
+    embedding.answer_to(rows)
+    torch.nn.init.normal_(embedding.mixing.out)
+    vectors, answers, place = embedding(rows, answers=True)
+    assert torch.equal(vectors[0], vectors[1])
+    assert torch.equal(vectors[0], vectors[4])
+    assert not torch.equal(vectors[0], vectors[5])
+    assert answers[place[4]].argmax() == 0  # the most frequent of the rows
+    assert not torch.equal(*ElementwiseEmbedding(12, 24)(rows)[:2])
+
+
+@pytest.mark.parametrize(
+    ("model", "said"), [({"input": "subword"}, "tokenizer"), ({"input": "canine"}, "characters")]
+)
+def test_uncased_is_for_bytes(model, said):
+    symbols = Symbols(0, 1, 2, 30) if model["input"] == "subword" else None
+    shape = resolved(ModelSettings(uncased=True, **model), 12)
+    with pytest.raises(UserError, match=rf"model.uncased: .*{said}"):
+        ModelConfig(96, 12, "mlm", shape, symbols=symbols)
+
+
 @pytest.mark.parametrize("options", [{}, {"tables": "per_slot"}, {"slots": "shuffled"}])
 def test_units_of_mixing_answer_to_materials(options):
     """Each to its own most, to a misspelt one less, to others not; units left over stay random."""
@@ -216,7 +258,7 @@ def test_units_of_mixing_answer_to_materials(options):
     before = embedding.mixing.into.clone()
     words = b"cocoa exports wheat shipments interest "
     rows = torch.from_numpy(rows_of(words, 12))
-    embedding.answer_to(rows)
+    embedding.answer_to(rows.repeat_interleave(torch.arange(5, 0, -1), 0))  # the first most often
     assert torch.equal(embedding.mixing.into[5:], before[5:])
 
     def answers(rows: torch.Tensor) -> torch.Tensor:

@@ -214,9 +214,10 @@ def test_inputs_that_are_not_exported():
     [
         CLASSIFIERS["canine"],
         CLASSIFIERS["wide"],
+        CLASSIFIERS["uncased"],
         PREDICTORS["decoder"],
     ],
-    ids=["canine", "wide", "decoder"],
+    ids=["canine", "wide", "uncased", "decoder"],
 )
 def test_onnx_of_other_models(config, tmp_path, monkeypatch):
     """Of lengths and batches that it was not traced with, write_onnx compares the logits."""

@@ -46,7 +46,9 @@ def documents(*texts: bytes) -> Batch:
 def built(shape: ModelConfig) -> tuple[Model, Wide]:
     torch.manual_seed(0)
     model = Model(shape).eval()
-    model.encoder.embedding.answer_to(torch.from_numpy(rows_of(WORDS, V)))
+    rows = torch.from_numpy(rows_of(WORDS, V))
+    most_often_first = rows.repeat_interleave(torch.arange(len(rows), 0, -1), 0)
+    model.encoder.embedding.answer_to(most_often_first)
     assert isinstance(model.head, Classifier)
     assert model.head.wide is not None
     return model, model.head.wide

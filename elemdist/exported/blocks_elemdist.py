@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .configuration_elemdist import ElemdistConfig
 
-ELEMENTS = 256
+ELEMENTS, PAD = 256, 255
 NORM_EPS = 1e-12
 FULL_ANSWER = 3.0  # what a unit of the mixing layer gave, at the start, to its own word
 
@@ -38,6 +38,15 @@ class SlotMixing(nn.Module):
         return x_W + F.linear(F.gelu(self.inner(x_W)), self.out)
 
 
+def lower(bytes_BNV: Tensor) -> Tensor:
+    """A to Z as a to z, and words without the space behind them."""
+    upper_BNV = (bytes_BNV >= ord("A")) & (bytes_BNV <= ord("Z"))
+    bytes_BNV = torch.where(upper_BNV, bytes_BNV + 32, bytes_BNV)
+    behind_BNV = F.pad(bytes_BNV[..., 1:], (0, 1), value=PAD)  # the byte behind each
+    space_BNV = (bytes_BNV[..., 1:] == ord(" ")) & (behind_BNV[..., 1:] == PAD)
+    return torch.where(F.pad(space_BNV, (1, 0)), PAD, bytes_BNV)
+
+
 class ElementwiseEmbedding(nn.Module):
     """Bytes to vectors, ``(B, N, V) -> (B, N, W)``: those of a position's bytes side by side."""
 
@@ -48,9 +57,12 @@ class ElementwiseEmbedding(nn.Module):
         self.table = nn.Parameter(
             torch.empty(slots, *shape) if config.table_per_slot else torch.empty(shape)
         )
+        self.uncased = config.uncased
         self.mixing = SlotMixing(width, config.mixing) if config.mixing else nn.Identity()
 
     def side_by_side(self, bytes_BNV: Tensor) -> Tensor:
+        if self.uncased:
+            bytes_BNV = lower(bytes_BNV)
         if self.table.ndim == 2:
             return F.embedding(bytes_BNV, self.table).flatten(-2)
         slot_V = torch.arange(len(self.table), device=bytes_BNV.device)

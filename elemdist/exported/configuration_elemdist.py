@@ -31,6 +31,7 @@ class ElemdistConfig(PretrainedConfig):
     def __init__(
         self,
         input: str = "elementwise",
+        uncased: bool = False,
         backbone: str = "bert",
         n: int = 256,
         v: int = 12,
@@ -60,7 +61,7 @@ class ElemdistConfig(PretrainedConfig):
         pad_token_id: int = 255,
         **kwargs: Any,
     ) -> None:
-        self.input, self.backbone = input, backbone
+        self.input, self.uncased, self.backbone = input, uncased, backbone
         self.n, self.v = n, v
         self.layers, self.width, self.heads, self.feedforward = layers, width, heads, feedforward
         self.embedding_width = embedding_width
