@@ -23,6 +23,8 @@ INIT_STD = 0.02  # BERT's
 # Of a unit of the mixing layer that answers to a material: its input is SHARPNESS * (cosine -
 # LIKENESS). Measured: at a start three or four units answer to a word.
 SHARPNESS, LIKENESS = 10.0, 0.7
+FULL = SHARPNESS * (1 - LIKENESS)  # what it gives to that material itself
+FEW = 32  # of so many pairs of a unit and a material at most one must count, to compute those alone
 
 # CANINE's code points (Clark et al. 2022, arXiv 2103.06874), out of Unicode's private ones.
 CANINE_CODES = {PAD: 0, DOC: 0xE000, SEP: 0xE001, MASK: 0xE003}
@@ -58,9 +60,10 @@ def check_rows(rows_V: Tensor, v: int) -> None:
 class SlotMixing(nn.Module):
     """A residual layer, (..., W) -> (..., W), of inner width r, that starts as the identity.
 
-    ``x + out(gelu(into(x')))``, where x' is x with a mean of 0 and a variance of 1: around 0, where
-    embeddings start, a GELU is hardly curved, and what is linear tells no word from the sum of its
-    letters. Holds plain matrices, which no general initialisation of linear layers overwrites.
+    ``x + out(relu(into(x')))``, where x' is x with a mean of 0 and a variance of 1: embeddings
+    start around 0, where all words would look alike. Each unit answers to a few materials and is
+    silent, exactly 0, to all others. Holds plain matrices, which no general initialisation of
+    linear layers overwrites.
     """
 
     def __init__(self, width: int, inner: int) -> None:
@@ -78,17 +81,29 @@ class SlotMixing(nn.Module):
         self.into[: len(x_KW)] = SHARPNESS / x_KW.shape[-1] * unit_KW
         self.bias[: len(x_KW)] = -SHARPNESS * LIKENESS
 
-    def forward(self, x_W: Tensor) -> tuple[Tensor, Tensor]:
-        """The mixed vectors, and the units before their GELU, (..., r)."""
-        unit_W = F.layer_norm(x_W, x_W.shape[-1:])
-        inner = F.linear(unit_W, self.into, self.bias)
-        return x_W + F.linear(F.gelu(inner), self.out), inner
+    def forward(self, x_UW: Tensor, answers: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The mixed vectors, and with `answers` how much each unit answers to each of them,
+        (U, r): 1 to the material that it started at, above 0 to those that are like it, else 0."""
+        unit_UW = F.layer_norm(x_UW, x_UW.shape[-1:])
+        if not x_UW.is_cuda:  # there the product is cheap, and to look at it makes the host wait
+            with torch.no_grad():
+                heard_UK = F.linear(unit_UW, self.into, self.bias) > 0
+            if heard_UK.count_nonzero() * FEW < heard_UK.numel():
+                return self.mixed_by_few(x_UW, unit_UW, heard_UK, answers)
+        answer_UK = F.relu(F.linear(unit_UW, self.into, self.bias))
+        return x_UW + F.linear(answer_UK, self.out), answer_UK / FULL if answers else None
 
-
-def answers_of(inner_K: Tensor) -> Tensor:
-    """How much each unit of a mixing layer answers to a material: 1 to the one that it started at,
-    above 0 to those that are like it, else 0."""
-    return F.relu(inner_K) / (SHARPNESS * (1 - LIKENESS))
+    def mixed_by_few(
+        self, x_UW: Tensor, unit_UW: Tensor, heard_UK: Tensor, answers: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same of the I pairs of a material and a unit that answers to it, and no others."""
+        row_I, unit_I = heard_UK.nonzero(as_tuple=True)
+        answer_I = (unit_UW[row_I] * self.into[unit_I]).sum(-1) + self.bias[unit_I]
+        x_UW = x_UW.index_add(0, row_I, answer_I.unsqueeze(-1) * self.out.T[unit_I])
+        if not answers:
+            return x_UW, None
+        silent_UK = answer_I.new_zeros(heard_UK.shape)
+        return x_UW, silent_UK.index_put((row_I, unit_I), answer_I / FULL)
 
 
 class ElementwiseEmbedding(nn.Module):
@@ -166,10 +181,10 @@ class ElementwiseEmbedding(nn.Module):
             return lookup(self.table, rows_V).flatten(-2)
         # A word is mixed once, however often it stands there.
         rows_UV, place_T = distinct(rows_V.reshape(-1, self.v))
-        x_UW, inner_UK = self.mixing(lookup(self.table, rows_UV).flatten(-2))
+        x_UW, answer_UK = self.mixing(lookup(self.table, rows_UV).flatten(-2), answers)
         place_T = place_T.view(rows_V.shape[:-1])
         x_TW = F.embedding(place_T, x_UW)
-        return (x_TW, answers_of(inner_UK), place_T) if answers else x_TW
+        return (x_TW, answer_UK, place_T) if answers else x_TW
 
 
 class TokenEmbedding(nn.Module):

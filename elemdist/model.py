@@ -6,7 +6,6 @@ Shape suffixes: see elemdist/rows.py; S segments, E = values of an element.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,7 +21,7 @@ from elemdist.model_config import ModelConfig
 from elemdist.rows import FIRST_SPECIAL, PAD
 from elemdist.run_settings import MemorySettings
 from elemdist.slot_decoder import SlotDecoder
-from elemdist.wide import SEEN, Wide
+from elemdist.wide import Wide
 
 
 class Encoder(nn.Module):
@@ -193,7 +192,8 @@ class Model(nn.Module):
         for batch in batches:
             _, *answers = self.encoder.embedding(batch.rows_TV, answers=True)
             logs_SK = wide.counts.logs(batch.segments, *answers)
-            seen_K += (logs_SK > math.log1p(SEEN)).sum(0)
+            # One that is only alike counts by how much it is, and no document more than once.
+            seen_K += logs_SK.expm1().clamp(max=1).sum(0)
             documents += len(logs_SK)
         wide.expect(seen_K, documents)
 

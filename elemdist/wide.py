@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from elemdist.attention import Segments
 from elemdist.pooling import pooled_by
 
-SEEN = 0.3  # a unit that answers less, over a whole document, has not seen its word there
-
 
 def counts(bounds_P: Tensor, answer_UK: Tensor | None, place_T: Tensor, units: int) -> Tensor:
     """How often each unit's material stands between two bounds: (P + 1,) -> (P, K), fp32.
@@ -79,7 +77,7 @@ class Wide(nn.Module):
         """Starts the scales of the counts at inverse document frequencies, log(D / d) + 1.
 
         Args:
-            seen_K: in how many of the `documents` each unit saw something.
+            seen_K: in how many of the `documents` each unit's material stands.
         """
         self.counts.weight.copy_(((1 + documents) / (1 + seen_K)).log() + 1)
 

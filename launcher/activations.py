@@ -88,7 +88,7 @@ def embedding_bytes(run: Pass) -> float:
     turns = 0 if learned else 4 * (model.width // model.heads)
     numbers = width * (1 + bool(model.embedding_width))
     if mixing := model.ablation.mixing:  # the most: of rows that are all different
-        numbers += 2 * width + 2 * mixing
+        numbers += 2 * width + mixing
         fixed += 16  # which row each is, and two figures of the layer norm in fp32
     return run.rows * (run.c * numbers + fixed + turns)
 

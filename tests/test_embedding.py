@@ -17,6 +17,7 @@ from elemdist.embedding import (
     PRIMES,
     ElementwiseEmbedding,
     HashEmbedding,
+    SlotMixing,
     TokenEmbedding,
     build_embedding,
     code_points,
@@ -265,7 +266,7 @@ def test_units_of_mixing_answer_to_materials(options):
         mixing = embedding.mixing
         x = lookup(embedding.table, shuffled(rows) if embedding.shuffle else rows).flatten(-2)
         unit = torch.nn.functional.layer_norm(x, x.shape[-1:])
-        return torch.nn.functional.gelu(unit @ mixing.into.T + mixing.bias)[:, :5]
+        return torch.nn.functional.relu(unit @ mixing.into.T + mixing.bias)[:, :5]
 
     own = answers(rows)
     assert (own.diagonal() > 1.5).all()
@@ -294,6 +295,30 @@ def test_training_starts_mixing_at_the_materials_of_its_shards(labelled, tmp_pat
     torch.testing.assert_close(got, torch.ones(6))
 
 
+@pytest.mark.parametrize("few", [0, 1 << 40])  # compute all pairs that count, or all there are
+def test_mixing_of_the_few_units_that_answer_is_that_of_all(few, monkeypatch):
+    monkeypatch.setattr("elemdist.embedding.FEW", few)
+    torch.manual_seed(0)
+    mixing = SlotMixing(24, 40).double()
+    torch.nn.init.normal_(mixing.out)
+    torch.nn.init.normal_(mixing.bias)
+    x = torch.randn(9, 24, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(9, 24).double(), torch.randn(9, 40).double()
+    inputs = [x, *mixing.parameters()]
+
+    def gradients(mixed: torch.Tensor, answers: torch.Tensor) -> list[torch.Tensor]:
+        loss = (mixed * weights[0]).sum() + (answers * weights[1]).sum()
+        return [mixed, answers, *torch.autograd.grad(loss, inputs)]
+
+    unit = torch.nn.functional.layer_norm(x, (24,))
+    inner = torch.nn.functional.relu(unit @ mixing.into.T + mixing.bias)
+    expected = gradients(x + inner @ mixing.out.T, inner / 3)
+    for got, known in zip(gradients(*mixing(x, answers=True)), expected, strict=True):
+        torch.testing.assert_close(got, known)
+    assert torch.equal(mixing(x)[0], mixing(x, answers=True)[0])
+    assert mixing(x)[1] is None
+
+
 def test_mixing_starts_as_the_identity_also_within_a_model():
     model = Model(config(ablation=AblationSettings(mixing=5)))
     embedding = model.encoder.embedding
@@ -304,7 +329,7 @@ def test_mixing_starts_as_the_identity_also_within_a_model():
     torch.nn.init.normal_(embedding.mixing.out)
     x = side_by_side
     unit = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
-    inner = torch.nn.functional.gelu(unit @ embedding.mixing.into.T + embedding.mixing.bias)
+    inner = torch.nn.functional.relu(unit @ embedding.mixing.into.T + embedding.mixing.bias)
     torch.testing.assert_close(embedding(rows), x + inner @ embedding.mixing.out.T)
 
 

@@ -91,6 +91,12 @@ def test_scales_start_at_inverse_document_frequencies():
     )
     expected = [math.log(4 / (1 + seen_in)) + 1 for seen_in in (3, 1, 1, 0, 0)]
     torch.testing.assert_close(wide.counts.weight[:5].detach(), torch.tensor(expected))
+    # A misspelt word counts by how much it is like the right one.
+    model.expect_documents([documents(b"exporta ", b"exports ", b"wheat ")])
+    weight = wide.counts.weight.detach()
+    assert math.log(4 / 3) + 1 < weight[1] < math.log(4 / 2) + 1
+    assert weight[2] == pytest.approx(math.log(4 / 2) + 1)
+    model.expect_documents([documents(b"cocoa wheat ", b"cocoa "), documents(b"cocoa exports ")])
     x = wide.counts(*places(model, documents(b"cocoa wheat wheat "))).detach()[0]
     assert float(x.norm()) == pytest.approx(1)
     ratio = math.log1p(2) * expected[2] / (math.log1p(1) * expected[0])

@@ -35,7 +35,7 @@ class SlotMixing(nn.Module):
         return F.linear(F.layer_norm(x_W, x_W.shape[-1:]), self.into, self.bias)
 
     def forward(self, x_W: Tensor) -> Tensor:
-        return x_W + F.linear(F.gelu(self.inner(x_W)), self.out)
+        return x_W + F.linear(F.relu(self.inner(x_W)), self.out)
 
 
 def lower(bytes_BNV: Tensor) -> Tensor:
