@@ -155,6 +155,7 @@ class TrainSettings:
                 "memory.tile_rows": self.memory.tile_rows,
                 "memory.tile_loss_rows": self.memory.tile_loss_rows,
                 "classify.refit": self.classify.refit,
+                "classify.wide_lead": self.classify.wide_lead,
                 "classify.wide_l2": self.classify.wide_l2,
                 "optim.lr": self.optim.lr,
                 "optim.eps": self.optim.eps,

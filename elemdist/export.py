@@ -164,6 +164,7 @@ def config_tree(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "tied": config.tied,
         "pooling": config.pooling if labels else pooling,
         "wide": config.wide,
+        "wide_lead": config.wide_lead,
         "canine": vars(model.canine),
         "pad_token_id": PAD_CODE if model.input == "canine" else 255,
         **(

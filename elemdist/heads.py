@@ -134,19 +134,12 @@ class Classifier(nn.Module):
         self.dense = nn.Linear(width, width)
         self.drop = nn.Dropout(config.model.dropout)
         self.labels = nn.Linear(width, labels)
-        self.wide = Wide(config.units, labels) if config.wide else None
+        self.wide = Wide(config.units, labels, config.wide_lead) if config.wide else None
 
-    def forward(
-        self,
-        x_TW: Tensor,
-        segments: Segments,
-        answer_UK: Tensor | None = None,
-        place_T: Tensor | None = None,
-    ) -> Tensor:
-        """The logits; `answer_UK` and `place_T`, what the embedding gave for the wide part."""
+    def forward(self, x_TW: Tensor, segments: Segments, *materials: Any) -> Tensor:
+        """The logits; `materials`: for the wide part, see :meth:`elemdist.wide.Counts.logs`."""
         x_SW = pooled(x_TW, segments, self.pooling)
         logits_SL = self.labels(self.drop(torch.tanh(self.dense(x_SW))))
         if self.wide is not None:
-            assert place_T is not None
-            logits_SL = logits_SL + self.wide(segments, answer_UK, place_T)
+            logits_SL = logits_SL + self.wide(segments, *materials)
         return logits_SL

@@ -27,8 +27,8 @@ from elemdist.wide import Wide
 class Encoder(nn.Module):
     """Rows to vectors: ``(T, V) uint8 -> (T, W)``, a row attending within its segment only.
 
-    Where the classifier has a wide part, a tuple: the vectors, and `answer_UK` and `place_T` of
-    the embedding.
+    Where the classifier has a wide part, a tuple: the vectors, and what that one counts, see
+    :meth:`elemdist.wide.Counts.logs`.
     """
 
     def __init__(self, config: ModelConfig, memory: MemorySettings) -> None:
@@ -100,7 +100,7 @@ class Encoder(nn.Module):
             return self.contextual(self.embed(rows_TV, position_T), position_T, segments)
         x_TW, *answers = self.embedding(rows_TV, answers=True)
         x_TW = self.contextual(self.placed(x_TW, position_T), position_T, segments)
-        return x_TW, *answers
+        return x_TW, *answers, position_T
 
 
 def build_encoder(config: ModelConfig, memory: MemorySettings) -> Encoder:
@@ -190,8 +190,8 @@ class Model(nn.Module):
         wide, documents = self.head.wide, 0
         seen_K = torch.zeros_like(wide.counts.weight)
         for batch in batches:
-            _, *answers = self.encoder.embedding(batch.rows_TV, answers=True)
-            logs_SK = wide.counts.logs(batch.segments, *answers)
+            _, answer_UK, place_T = self.encoder.embedding(batch.rows_TV, answers=True)
+            logs_SK = wide.counts.logs(batch.segments, answer_UK, place_T, batch.position_T)
             # One that is only alike counts by how much it is, and no document more than once.
             seen_K += logs_SK.expm1().clamp(max=1).sum(0)
             documents += len(logs_SK)
@@ -223,8 +223,8 @@ class Model(nn.Module):
     ) -> Tensor | Scores:
         x_TW = self.encoder(rows_TV, position_T, segments)
         if self.config.wide:
-            x_TW, *answers = x_TW
-            return self.head(x_TW, segments, *answers)
+            x_TW, *materials = x_TW
+            return self.head(x_TW, segments, *materials)
         if self.config.objective == "classify":
             return self.head(x_TW, segments)
         # Only the rows that carry loss go through the head.

@@ -32,7 +32,7 @@ class ModelConfig:
     Attributes:
         n, v: materials of a sample, elements of a material, of the shards.
         model: the settings, with 0 replaced by what it stands for.
-        pooling, wide, loss: of a classifier, see ClassifySettings.
+        pooling, wide, wide_lead, loss: of a classifier, see ClassifySettings.
         segmenter: of the shards; sampling cuts its prompt in the same way.
         symbols: of a subword model, else None.
     """
@@ -47,6 +47,7 @@ class ModelConfig:
     symbols: Symbols | None = None
     wide: bool = False
     loss: str = "cross_entropy"
+    wide_lead: float = 0.0
 
     @property
     def slots(self) -> int:
@@ -138,6 +139,7 @@ def model_config(
         model=resolved(settings.model, v),
         pooling=settings.classify.pooling if classify else "none",
         wide=classify and settings.classify.wide,
+        wide_lead=settings.classify.wide_lead if classify else 0.0,
         loss=settings.classify.loss if classify else "cross_entropy",
         labels=labels if classify else None,
         segmenter=segmenter,

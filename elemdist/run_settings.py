@@ -109,6 +109,9 @@ class ClassifySettings:
     """A linear layer on how often each material stands in the document learns beside the
     transformer, and their logits are added. Input elementwise counts what the units of
     model.ablation.mixing answer to, so misspelt words, too; input subword counts tokens."""
+    wide_lead: float = 0.0
+    """How much more the first material of a sample counts there than those far behind it; 20
+    materials on it is a third of that. A document mostly begins with what it is about."""
     wide_l2: float = 1e-4
     """How much large weights of that layer cost: this, times half the sum of the squares of a
     label's, on top of its mean loss."""

@@ -10,7 +10,7 @@ Shape suffixes: see elemdist/rows.py; S segments, P pieces of them, U distinct m
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +19,26 @@ from torch import Tensor, nn
 from elemdist.attention import Segments
 from elemdist.pooling import pooled_by
 
+LEAD_ROWS = 20.0  # behind so many rows, what the start of a document counts more is down to a third
+PARTS = 1 << 20  # of a count: whole numbers add up to the same in any order
 
-def counts(bounds_P: Tensor, answer_UK: Tensor | None, place_T: Tensor, units: int) -> Tensor:
+
+def counts(
+    bounds_P: Tensor, answer_UK: Tensor | None, place_T: Tensor, parts_T: Tensor, units: int
+) -> Tensor:
     """How often each unit's material stands between two bounds: (P + 1,) -> (P, K), fp32.
 
     Args:
         answer_UK: how much a unit answers to each distinct material. None: `place_T` are units.
         place_T: int64, which of the distinct ones each row is.
+        parts_T: int64, as how many `PARTS` of one each row counts.
     """
     distinct = units if answer_UK is None else len(answer_UK)
     pieces = len(bounds_P) - 1
     piece_T = torch.repeat_interleave(bounds_P.diff().long(), output_size=len(place_T))
-    cell_T = piece_T * distinct + place_T
-    count_PU = torch.bincount(cell_T, minlength=pieces * distinct).view(pieces, distinct).float()
+    sums = parts_T.new_zeros(pieces * distinct)
+    sums.index_add_(0, piece_T * distinct + place_T, parts_T)
+    count_PU = sums.view(pieces, distinct).float() / PARTS
     return count_PU if answer_UK is None else count_PU @ answer_UK.float()
 
 
@@ -39,20 +46,32 @@ class Counts(nn.Module):
     """The logarithm of each unit's count, times how much its material says (an inverse document
     frequency), and all of a segment's scaled to length 1: (S, K), fp32.
 
+    Args:
+        lead: by how much more a segment's first row counts than those far behind it.
+
     Attributes:
         weight: the parameter, (K,).
     """
 
-    def __init__(self, units: int) -> None:
+    def __init__(self, units: int, lead: float = 0.0) -> None:
         super().__init__()
+        self.lead = lead
         self.weight = nn.Parameter(torch.ones(units))
 
-    def forward(self, segments: Segments, answer_UK: Tensor | None, place_T: Tensor) -> Tensor:
-        return F.normalize(self.logs(segments, answer_UK, place_T) * self.weight.float(), dim=-1)
+    def forward(self, segments: Segments, *materials: Any) -> Tensor:
+        return F.normalize(self.logs(segments, *materials) * self.weight.float(), dim=-1)
 
-    def logs(self, segments: Segments, answer_UK: Tensor | None, place_T: Tensor) -> Tensor:
-        """(S, K): log(1 + count) of the segments that belong to this rank."""
-        count = partial(counts, answer_UK=answer_UK, place_T=place_T, units=self.weight.numel())
+    def logs(
+        self, segments: Segments, answer_UK: Tensor | None, place_T: Tensor, position_T: Tensor
+    ) -> Tensor:
+        """(S, K): log(1 + count) of the segments that belong to this rank. `position_T`: places of
+        the rows in their segments."""
+        weight_T = 1 + self.lead * (position_T / -LEAD_ROWS).exp()
+        parts_T = (weight_T * PARTS).round().long()
+
+        def count(bounds_P: Tensor) -> Tensor:
+            return counts(bounds_P, answer_UK, place_T, parts_T, self.weight.numel())
+
         return pooled_by(count, segments, "sum", place_T.device).log1p()
 
 
@@ -67,9 +86,9 @@ class Wide(nn.Module):
 
     LR_RATIO = 200.0
 
-    def __init__(self, units: int, labels: int) -> None:
+    def __init__(self, units: int, labels: int, lead: float = 0.0) -> None:
         super().__init__()
-        self.counts = Counts(units)
+        self.counts = Counts(units, lead)
         self.weight = nn.Parameter(torch.zeros(labels, units))
 
     @torch.no_grad()
@@ -81,6 +100,7 @@ class Wide(nn.Module):
         """
         self.counts.weight.copy_(((1 + documents) / (1 + seen_K)).log() + 1)
 
-    def forward(self, segments: Segments, answer_UK: Tensor | None, place_T: Tensor) -> Tensor:
-        x_SK = self.counts(segments, answer_UK, place_T)
+    def forward(self, segments: Segments, *materials: Any) -> Tensor:
+        """Of what :meth:`Counts.logs` takes."""
+        x_SK = self.counts(segments, *materials)
         return F.linear(x_SK.to(self.weight.dtype), self.weight)

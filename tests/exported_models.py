@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from data_prep.classes import alone
@@ -67,8 +69,11 @@ CLASSIFIERS = {
         "classify", "doc", backbone="albert", embedding_width=32, activation="gelu_tanh"
     ),
     "wide": config_of("classify", "max", wide=True, ablation=AblationSettings(mixing=16)),
-    "uncased": config_of(
-        "classify", "max", wide=True, uncased=True, ablation=AblationSettings(mixing=16)
+    "uncased": replace(
+        config_of(
+            "classify", "max", wide=True, uncased=True, ablation=AblationSettings(mixing=16)
+        ),
+        wide_lead=3.0,
     ),
     "uncased byte": config_of("classify", "mean", input="byte", uncased=True),
     "wide canine": config_of(

@@ -130,7 +130,8 @@ class Case:
     def shape(self) -> ModelConfig:
         made = config(self.objective, input=self.input, **VARIANTS[self.variant])
         symbols = TOKENS if self.input == "subword" else None
-        return dataclasses.replace(made, pooling=self.pooling, symbols=symbols, wide=self.wide)
+        given = {"pooling": self.pooling, "symbols": symbols, "wide": self.wide}
+        return dataclasses.replace(made, **given, wide_lead=2.0 * self.wide)
 
     def batch(self, seed: int) -> Batch:
         """Documents of these lengths back to back, the last sample padded."""

@@ -57,6 +57,7 @@ class ElemdistConfig(PretrainedConfig):
         global_every: int = 0,
         pooling: str = "doc",
         wide: bool = False,
+        wide_lead: float = 0.0,
         canine: dict[str, int] | None = None,
         pad_token_id: int = 255,
         **kwargs: Any,
@@ -72,7 +73,7 @@ class ElemdistConfig(PretrainedConfig):
         self.head, self.slot_width, self.slot_layers = head, slot_width, slot_layers
         self.tied = tied
         self.window, self.global_every = window, global_every
-        self.pooling, self.wide = pooling, wide
+        self.pooling, self.wide, self.wide_lead = pooling, wide, wide_lead
         self.canine = canine or {
             "rate": 4,
             "local": 128,

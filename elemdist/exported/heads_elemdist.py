@@ -14,6 +14,7 @@ from .blocks_elemdist import ELEMENTS, Block, allowed, layer_norm
 from .configuration_elemdist import ElemdistConfig
 
 PAD = 255
+LEAD_ROWS = 20.0  # behind so many, what the start of a text counts more is down to a third
 IGNORED = -100  # as in all of transformers: labels that are not predicted
 
 
@@ -76,24 +77,27 @@ class SlotDecoder(nn.Module):
 
 
 class Counts(nn.Module):
-    """How often the word of each of K units stands in a sequence, (B, N, K) -> (B, K): the
-    logarithm, times a weight of each, all scaled to length 1."""
+    """How often the word of each of K units stands in a sequence, (B, N, K) -> (B, K), at its start
+    by up to `lead` more: the logarithm, times a weight of each, all scaled to length 1."""
 
-    def __init__(self, units: int) -> None:
+    def __init__(self, units: int, lead: float) -> None:
         super().__init__()
+        self.lead = lead
         self.weight = nn.Parameter(torch.empty(units))
 
     def forward(self, answer_BNK: Tensor, mask_BN: Tensor) -> Tensor:
-        count_BK = (answer_BNK.float() * mask_BN.unsqueeze(-1)).sum(1)
+        place_N = torch.arange(mask_BN.shape[1], device=mask_BN.device)
+        weight_N = 1 + self.lead * (place_N / -LEAD_ROWS).exp()
+        count_BK = (answer_BNK.float() * (mask_BN * weight_N).unsqueeze(-1)).sum(1)
         return F.normalize(count_BK.log1p() * self.weight.float(), dim=-1)
 
 
 class Wide(nn.Module):
     """Those counts to a logit per label: ``(B, N, K) -> (B, L)``."""
 
-    def __init__(self, units: int, labels: int) -> None:
+    def __init__(self, units: int, labels: int, lead: float) -> None:
         super().__init__()
-        self.counts = Counts(units)
+        self.counts = Counts(units, lead)
         self.weight = nn.Parameter(torch.empty(labels, units))
 
     def forward(self, answer_BNK: Tensor, mask_BN: Tensor) -> Tensor:
@@ -110,7 +114,8 @@ class Classifier(nn.Module):
         self.dense = nn.Linear(config.width, config.width)
         self.drop = nn.Dropout(config.dropout)
         self.labels = nn.Linear(config.width, config.num_labels)
-        self.wide = Wide(config.mixing, config.num_labels) if config.wide else None
+        wide = (config.mixing, config.num_labels, config.wide_lead)
+        self.wide = Wide(*wide) if config.wide else None
 
     def pooled(self, x_BNW: Tensor, mask_BN: Tensor) -> Tensor:
         if self.pooling == "doc":
