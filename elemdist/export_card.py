@@ -85,7 +85,10 @@ def model_card(
         more = len(config.labels) - len(shown)
         parts.append("Labels: " + ", ".join(shown) + (f" and {more} more." if more else "."))
         at = settings.classify.threshold
-        parts.append(f"A label holds where its score reaches {at:g}; several may hold.")
+        holds = f"A label holds where its score reaches {at:g}; several may hold."
+        if settings.classify.refit or settings.classify.loss == "squared_hinge":
+            holds += " Scores tell which label is the likelier one; they are no probabilities."
+        parts.append(holds)
     use = USE[config.objective].format(name=name)
     parts.append(f"## Use\n\nNeeds torch and transformers.\n\n```python\n{use}```")
     return "\n\n".join(parts) + "\n"

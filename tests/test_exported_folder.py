@@ -133,6 +133,7 @@ def test_what_an_export_holds(folder, classifier):
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: text-classification" in card
     assert "`kitchen`, `rail`, `weather`" in card
+    assert "no probabilities" not in card
     last = [json.loads(x) for x in (classifier / "metrics.jsonl").read_text().splitlines()]
     micro_f1 = next(x["micro_f1"] for x in reversed(last) if x["kind"] == "eval")
     assert f"| micro_f1 | {micro_f1:.4f} |" in card

@@ -11,7 +11,7 @@ from elemdist.batch import unpad
 from elemdist.model import Model
 from elemdist.refit import Features, fit
 from elemdist.shards import ShardSet
-from tests.conftest import TINY, metrics, write_corpus
+from tests.conftest import TINY, elemdist, metrics, write_corpus
 from tests.forked import train
 
 C = 2.0
@@ -54,6 +54,12 @@ def one_rank(labelled, tmp_path_factory):
     words = ["--run-dir", folder / "run", "--data.train", labelled / "train", *OPTIONS, *WIDE]
     assert "label layers fitted to" in train(folder / "log", 1, *words)
     return folder / "run"
+
+
+def test_the_card_of_an_export_says_what_its_scores_are(one_rank, tmp_path):
+    done = elemdist("export", one_rank, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "they are no probabilities" in (tmp_path / "out" / "README.md").read_text()
 
 
 def refitted(run, data):

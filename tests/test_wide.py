@@ -197,7 +197,7 @@ def test_there_must_be_something_to_count():
         dataclasses.replace(shape, model=dataclasses.replace(without, input="byte"))
 
 
-@pytest.mark.parametrize("setting", ["wide-l2", "refit"])
+@pytest.mark.parametrize("setting", ["wide-lead", "wide-l2", "refit"])
 def test_values_that_cannot_be(setting, labelled, tmp_path):
     done = run_elemdist(
         "train", "--objective", "classify", "--data.train", labelled / "train",
