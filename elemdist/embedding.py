@@ -85,12 +85,12 @@ class SlotMixing(nn.Module):
         """The mixed vectors, and with `answers` how much each unit answers to each of them,
         (U, r): 1 to the material that it started at, above 0 to those that are like it, else 0."""
         unit_UW = F.layer_norm(x_UW, x_UW.shape[-1:])
-        if not x_UW.is_cuda:  # there the product is cheap, and to look at it makes the host wait
-            with torch.no_grad():
-                heard_UK = F.linear(unit_UW, self.into, self.bias) > 0
+        inner_UK = F.linear(unit_UW, self.into, self.bias)
+        if not inner_UK.is_cuda:  # where products are cheap, and to look at them makes it wait
+            heard_UK = inner_UK > 0
             if heard_UK.count_nonzero() * FEW < heard_UK.numel():
                 return self.mixed_by_few(x_UW, unit_UW, heard_UK, answers)
-        answer_UK = F.relu(F.linear(unit_UW, self.into, self.bias))
+        answer_UK = F.relu(inner_UK)
         return x_UW + F.linear(answer_UK, self.out), answer_UK / FULL if answers else None
 
     def mixed_by_few(
