@@ -54,7 +54,7 @@ class PlanSettings(TrainSettings):
     vocabulary: int = SUBWORDS
     """Rows of the table of the subword model that the recipe is compared with."""
     table: bool = False
-    """Print the parameters of all sizes in configs/ as a Markdown table instead."""
+    """Print all sizes in configs/ on these GPUs as a Markdown table instead."""
     deepspeed_config: bool = False
     """Print the DeepSpeed configuration that follows from the recipe instead, as JSON."""
 
@@ -159,27 +159,35 @@ def parameter_lines(settings: PlanSettings, ours: ModelConfig, mine: dict[str, i
     return found
 
 
-def table() -> list[str]:
-    """Markdown: the sizes in configs/ as a BERT, elementwise against subword."""
+def table(settings: PlanSettings) -> list[str]:
+    """Markdown: the sizes in configs/ as a BERT, elementwise against subword, on these GPUs."""
+    from launcher.run_plan import case_of, duration, total, work_of
+
+    gpus = f"{settings.world_size} {settings.gpu}"
     found = [
-        "| recipe | layers, width, n, v | embedding, elementwise | embedding, subword"
-        " | all, elementwise | all, subword |",
-        "|---|---|---|---|---|---|",
+        "| recipe | layers, width | n, v | bytes a sequence | parameters | with subwords"
+        f" | GB a GPU | steps | on {gpus} |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for size in SIZES:
-        settings = parse(PlanSettings, [str(CONFIGS / f"{size}.yaml")], "elemdist plan")
-        settings.n, settings.v = N, 16 if settings.model.width % V else V
-        ours, theirs = shape(settings, subword=False), shape(settings, subword=True)
-        mine, subword = parameters(ours), parameters(theirs)
-        figures = (
-            mine["embedding"],
-            subword["embedding"],
-            sum(mine.values()),
-            sum(subword.values()),
-        )
-        geometry = f"{ours.model.layers}, {ours.model.width}, {ours.n}, {ours.v}"
-        counts = " | ".join(f"{figure:,}" for figure in figures)
-        found.append(f"| `{size}.yaml` | {geometry} | {counts} |")
+        one = parse(PlanSettings, [str(CONFIGS / f"{size}.yaml")], "elemdist plan")
+        one = replace(one, gpus=settings.gpus, gpu=settings.gpu, mfu=settings.mfu)
+        one.n, one.v = N, 16 if one.model.width % V else V
+        ours, theirs = shape(one, subword=False), shape(one, subword=True)
+        sizes = tensor_sizes(ours)
+        case = case_of(one, ours, sizes)
+        cells = [
+            f"`{size}.yaml`",
+            f"{ours.model.layers}, {ours.model.width}",
+            f"{ours.n}, {ours.v}",
+            f"{ours.n * ours.v:,}",
+            f"{sum(sizes.values()):,}",
+            f"{sum(parameters(theirs).values()):,}",
+            f"{total(case) / 1e9:.1f}",
+            f"{one.steps:,}",
+            duration(work_of(one, case).seconds * one.steps),
+        ]
+        found.append(f"| {' | '.join(cells)} |")
     return found
 
 
@@ -188,7 +196,7 @@ def run(argv: list[str], description: str | None) -> int:
     settings = parse(PlanSettings, argv, "elemdist plan", None, f"{description}. {HELP}")
     settings.check_plan()
     if settings.table:
-        print("\n".join(table()))
+        print("\n".join(table(settings)))
         return 0
     from launcher.run_plan import deepspeed_text, run_lines
 

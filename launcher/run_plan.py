@@ -177,7 +177,10 @@ def work_lines(settings: PlanSettings, case: Case) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    return f"{seconds / 3600:.3g} hours" if seconds >= 3600 else f"{seconds / 60:.3g} minutes"
+    for name, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.3g} {name}"
+    return f"{seconds:.2g} seconds"
 
 
 def longest_line(settings: PlanSettings, case: Case) -> str:

@@ -39,8 +39,15 @@ def run_command(
     )
 
 
-def elemdist(*words: str | Path, **options: str) -> subprocess.CompletedProcess[str]:
-    return run_command(ELEMDIST, *words, **options)
+def elemdist(
+    *words: str | Path, timeout: int = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a verb as a user does, in a fork that has imported everything; see tests/verbs.py."""
+    from tests.verbs import run_verb
+
+    return run_verb(
+        [str(word) for word in words], {**os.environ, **environment}, REPOSITORY, timeout
+    )
 
 
 def expect_user_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:

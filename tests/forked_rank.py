@@ -1,4 +1,5 @@
-"""What a forked rank runs; see tests/forked.py. Importing it imports all that training needs."""
+"""What a forked process runs, a rank (tests/forked.py) or a verb (tests/verbs.py). Importing it
+imports all that they need."""
 
 from __future__ import annotations
 
@@ -10,6 +11,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import torch.utils.tensorboard  # noqa: F401
 
+import data_prep.shard  # noqa: F401
+import elemdist.cli
+import elemdist.evaluation
 import elemdist.train
 from elemdist.engine import import_deepspeed
 from tests import faults
@@ -41,3 +45,16 @@ def train(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def verb(words: list[str], environment: dict[str, str], folder: str, out: str, err: str) -> None:
+    """Runs `elemdist WORDS` in `folder`, its output into two files, and exits with its code."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    for stream, path in ((1, out), (2, err)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, stream)
+        os.close(file)
+    sys.argv = ["elemdist", *words]
+    sys.exit(elemdist.cli.main())

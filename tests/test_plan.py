@@ -83,7 +83,20 @@ def test_the_table_of_the_readme_is_what_the_command_prints():
     done = elemdist("plan", "--table")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert "| `base.yaml` | 12, 768, 512, 12 | 16,384 | 23,440,896 |" in done.stdout
+    assert "| `base.yaml` | 12, 768 | 512, 12 | 6,144 | 86,060,800 | 109,512,762 |" in done.stdout
+
+
+def test_the_table_of_the_recipes_is_that_of_the_plans():
+    gpus = ["--gpus", "8", "--gpu", "A100-80"]
+    done = elemdist("plan", "--table", *gpus)
+    assert done.returncode == 0, done.stderr
+    assert "| on 8 A100-80 |" in done.stdout
+    line = next(line for line in done.stdout.splitlines() if "`large.yaml`" in line)
+    *_, memory, steps, time = line.strip("| ").split(" | ")
+    alone = elemdist("plan", "configs/large.yaml", *gpus, "--v", "16").stdout
+    assert f"time: {time} for {steps} steps" in alone
+    whole = next(line for line in alone.splitlines() if line.endswith(" of 80: fits"))
+    assert memory == f"{float(whole.split()[1]):.1f}"
 
 
 def test_a_recipe_is_told_by_part():
