@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from elemdist.deepspeed_overrides import check_own_keys, overridden
@@ -41,12 +43,21 @@ def import_deepspeed() -> Any:
     # Torch's own collectives warn of functions that they themselves call.
     own = ".*(all_gather_into_tensor|reduce_scatter_tensor).*"
     warnings.filterwarnings("ignore", message=own, category=FutureWarning)
+    leave_out_muon()
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # An all-reduce for CPU inference; building it takes a C++ compiler and half a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def leave_out_muon() -> None:
+    """Every engine asks whether its optimizer is Muon, which is never so here; importing Muon would
+    load torch's compiler, a second or more of every rank's start."""
+    muon = ModuleType("deepspeed.runtime.zero.muon.muon_optimizer")
+    muon.MuonWithAuxAdam = type("MuonWithAuxAdam", (), {})  # type: ignore[attr-defined]
+    sys.modules.setdefault(muon.__name__, muon)
 
 
 def use_bf16(settings: TrainSettings, device: torch.device) -> bool:

@@ -168,11 +168,12 @@ class Model(nn.Module):
         bias_VE = self.head.bias_VE
         if self.config.symbols is None:
             rows_NV = rows_NV[rows_NV[:, 0] < FIRST_SPECIAL]
-        counts_NV = (rows_NV == PAD).cumsum(1) <= 1  # behind the end nothing is predicted
+        open_N = torch.ones(len(rows_NV), dtype=torch.bool)  # behind the end nothing is predicted
         assert isinstance(bias_VE, Tensor)
-        for slot, bias_E in enumerate(bias_VE):
-            seen_E = rows_NV[counts_NV[:, slot], slot].int().bincount(minlength=len(bias_E)) + 1
+        for element_N, bias_E in zip(rows_NV.T.contiguous(), bias_VE, strict=True):
+            seen_E = element_N[open_N].int().bincount(minlength=len(bias_E)) + 1
             bias_E.copy_((seen_E / seen_E.sum()).log())
+            open_N &= element_N != PAD
 
     def expect_materials(self, rows_NV: Tensor) -> None:
         """Starts the mixing layer, where there is one, at the most frequent materials of `rows_NV`,

@@ -38,7 +38,6 @@ from elemdist.run_settings import BatchSettings, OptimSettings, ZeroSettings
 from tests.forkserver import rank_process
 
 import_deepspeed()
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401, E402  # an engine imports it
 
 SAMPLES, ROWS, V = 8, 6, 4
 FACTS = {"model": {"width": 20}, "seed": 1}

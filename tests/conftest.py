@@ -26,7 +26,7 @@ COMMON = ["the", "and", "of", "was", "near", "very", "once", "again", "it", "the
 
 
 def run_command(
-    *words: str | Path, timeout: int = 300, **environment: str
+    *words: str | Path, timeout: int = 300, cwd: Path = REPOSITORY, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end, as a user does; output as text."""
     return subprocess.run(
@@ -34,20 +34,18 @@ def run_command(
         capture_output=True,
         text=True,
         timeout=timeout,
-        cwd=REPOSITORY,
+        cwd=cwd,
         env={**os.environ, **environment},
     )
 
 
 def elemdist(
-    *words: str | Path, timeout: int = 300, **environment: str
+    *words: str | Path, timeout: int = 300, cwd: Path = REPOSITORY, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a verb as a user does, in a fork that has imported everything; see tests/verbs.py."""
     from tests.verbs import run_verb
 
-    return run_verb(
-        [str(word) for word in words], {**os.environ, **environment}, REPOSITORY, timeout
-    )
+    return run_verb([str(word) for word in words], {**os.environ, **environment}, cwd, timeout)
 
 
 def expect_user_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:

@@ -19,7 +19,6 @@ from elemdist.engine import import_deepspeed
 from tests import faults
 
 import_deepspeed()
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401, E402  # an engine imports it
 
 
 def train(
