@@ -2,6 +2,7 @@
 # make test    the tests
 # make test-browser    those of the report in a real browser, which it installs, too
 # make test-cluster    those on a real SLURM, which it installs (Debian, Ubuntu; as root)
+# make bench   every benchmark, peers beside ours: bench/bench.json, bench/bench.png (QUICK=1: tiny)
 # make lint    style, formatting and types
 # make setup   the virtual environment .venv that all of these stand on
 #
@@ -13,7 +14,7 @@ TORCH ?= torch==2.13.0 torchvision==0.28.0
 PROCESSES ?= 2
 BIN := .venv/bin
 
-.PHONY: setup demo test test-browser test-cluster lint format clean
+.PHONY: setup demo bench test test-browser test-cluster lint format clean
 
 setup: .venv/ready
 
@@ -40,6 +41,9 @@ setup: .venv/ready
 
 demo: setup
 	$(BIN)/python -m elemdist.demo
+
+bench: setup
+	$(BIN)/python -m elemdist.cli bench all $(if $(QUICK),--quick)
 
 test: setup
 	$(BIN)/python -m pytest --ignore tests/cluster --ignore tests/browser -n $(PROCESSES) --dist loadfile

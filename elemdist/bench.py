@@ -33,7 +33,7 @@ def benchmarks() -> dict[str, str]:
 
 def usage() -> str:
     """What there is, and the options that all have."""
-    lines = [f"  {name:9} {told}" for name, told in benchmarks().items()]
+    lines = [f"  {name:13} {told}" for name, told in benchmarks().items()]
     return "\n".join(
         [
             "usage: elemdist bench NAME [--quick] [--json FILE] [argument ...]",
@@ -41,7 +41,7 @@ def usage() -> str:
             *lines,
             "",
             "  --quick      tiny input, to see that it runs (default: off)",
-            "  --json FILE  also write the figures there (default: none)",
+            "  --json FILE  also write the figures there (default: none); all has --out DIR",
             "",
             "elemdist bench NAME --help lists what else it takes.",
         ]

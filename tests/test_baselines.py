@@ -184,7 +184,7 @@ def test_the_benchmark_asks_what_an_evaluation_asks(packed, tmp_path):
         "--json", tmp_path / "figures.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    figures = json.loads((tmp_path / "figures.json").read_text())[0]["details"]
     assert list(figures) == [SLOTS, BYTES, TRIGRAM, MATERIALS]
     shards = ShardSet(str(packed / "val"))
     settings = TrainSettings(model=ModelSettings(layers=1, width=16))
@@ -207,12 +207,15 @@ def test_a_run_stands_beside_them_and_starts_at_the_slot_statistics(packed, tmp_
     shards = ["--train", packed / "train", "--eval", packed / "val"]
     done = elemdist("bench", "baselines", *shards, "--run", run, "--json", out)
     assert done.returncode == 0, done.stderr
-    figures = json.loads(out.read_text())["figures"]
+    (table,) = json.loads(out.read_text())
+    figures = table["details"]
     same = {(one["materials"], one["bytes"]) for one in figures.values()}
     assert len(same) == 1
     started = figures[str(run)]["bits_per_byte"]
     assert started == pytest.approx(figures[SLOTS]["bits_per_byte"], rel=0.02)
     assert started < 0.95 * figures[BYTES]["bits_per_byte"]
+    assert [one["peer"] for one in table["compared"]] == [SLOTS, BYTES, TRIGRAM, MATERIALS]
+    assert table["compared"][0]["ratio"] == started / figures[SLOTS]["bits_per_byte"]
 
 
 @pytest.mark.parametrize(

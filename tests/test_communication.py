@@ -197,7 +197,9 @@ def test_deepspeed_sends_what_the_formula_says(tmp_path):
     """`elemdist bench communication`: under each stage, for both models."""
     done = elemdist("bench", "communication", "--quick", "--json", tmp_path / "figures.json")
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "figures.json").read_text())
+    tables = json.loads((tmp_path / "figures.json").read_text())
+    assert [table["label"] for table in tables] == ["ZeRO 1", "ZeRO 2", "ZeRO 3"]
+    rows = sorted((row for table in tables for row in table["details"]), key=lambda r: r["model"])
     measured = [row for row in rows if row["measured_bytes"] is not None]
     assert [(row["model"], row["stage"]) for row in measured] == [
         (model, stage) for model in ("elementwise", "subword") for stage in (1, 2, 3)

@@ -17,6 +17,7 @@ from elemdist.model_config import ModelConfig, Symbols
 from elemdist.model_settings import ModelSettings
 from elemdist.pretrained_names import State, albert_names, bert_names, plain_names
 from elemdist.streaming_compat import fit_torchvision
+from tests.bench.models import same_shape
 
 fit_torchvision()  # transformers imports torchvision, too
 
@@ -62,16 +63,10 @@ def original(shape: Shape, seed: int, task: str = "Model", **options: object) ->
     name = {"bert": "Bert", "albert": "Albert"}[shape.kind]
     if shape.embedding:
         options["embedding_size"] = shape.embedding
-    config = getattr(transformers, f"{name}Config")(
-        vocab_size=VOCABULARY,
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.feedforward,
+    config = same_shape(
+        *(getattr(transformers, f"{name}Config"), shape, VOCABULARY, POSITIONS),
         hidden_act=shape.act,
-        max_position_embeddings=POSITIONS,
         hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
         **options,
     )
     torch.manual_seed(seed)

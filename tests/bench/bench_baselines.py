@@ -8,19 +8,17 @@ they do there, so the figures compare. Without shards, made-up text is used.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 if not __package__:  # started by path
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import by_path  # noqa: F401
 
 import argparse
 import json
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 
@@ -32,7 +30,7 @@ from elemdist.objectives import NATS_PER_BIT, mask_materials
 from elemdist.run_settings import MlmSettings
 from elemdist.shards import ShardSet
 from tests.bench.ngrams import BYTES, MATERIALS, SLOTS, TRIGRAM, Predictors, Statistics
-from tests.bench.rounds import made_text
+from tests.bench.rounds import Rates, made_text, write_figures
 
 SAMPLES_AT_ONCE = 256
 LINES_OF_A_DOCUMENT = 20
@@ -160,9 +158,15 @@ def compare(options: argparse.Namespace) -> None:
         f" {options.train} counted in {counted:.1f} s"
     )
     print("\n".join(lines_of(title, figures)))
-    if options.json is not None:
-        table: dict[str, Any] = {name: vars(one) for name, one in figures.items()}
-        options.json.write_text(json.dumps({"title": title, "figures": table}, indent=2) + "\n")
+    table = Rates(
+        title,
+        "bits per byte",
+        [(options.run, name, None) for name in SEES if options.run],
+        less=True,
+        details={name: vars(one) for name, one in figures.items()},
+        rates={name: [one.bits_per_byte] for name, one in figures.items()},
+    )
+    write_figures([table], options.json)
 
 
 def main() -> None:

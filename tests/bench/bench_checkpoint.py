@@ -11,23 +11,18 @@ told beside it, as the time until it is done when nothing else runs.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 if not __package__:  # started by path
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import by_path  # noqa: F401
 
-import json
-import os
 import shutil
-import statistics
 import tempfile
 import time
+from pathlib import Path
 
 from elemdist.checkpoint_writer import Writer
 from elemdist.train import Run
-from tests.bench.rounds import parser
-from tests.bench.training import made_shards, open_run
+from tests.bench.rounds import Rates, parser, report
+from tests.bench.training import made_shards, open_run, read_options
 
 AT_ONCE, BEHIND, DONE = "ours, at once", "ours, in the background", "  until it is written"
 DEEPSPEED = "DeepSpeed's save_checkpoint"
@@ -61,37 +56,28 @@ def measured(run: Run, folder: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    options = parser(__doc__, 5)
-    for name, default in (("layers", 12), ("width", 768), ("zero", 1)):
-        options.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    options.add_argument("--threads", type=int, help="of torch; default: all cores")
-    chosen = options.parse_args()
-    if chosen.threads:
-        os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
-    layers, width = (1, 96) if chosen.quick else (chosen.layers, chosen.width)
+    chosen = read_options(parser(__doc__, 5), layers=12, width=768, zero=1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         words = {
             "run-dir": folder / "run",
             "data.train": made_shards(folder, 0.2, N, V),
-            "model.layers": layers,
-            "model.width": width,
+            "model.layers": chosen.layers,
+            "model.width": chosen.width,
             "batch.global-samples": 2,
             "zero.stage": chosen.zero,
         }
         with open_run(*(f"--{key}={value}" for key, value in words.items())) as run:
             run.last = 1
             next(run.steps())  # so that there are moments
-            found = measured(run, folder, 2 if chosen.quick else chosen.rounds)
-            print(f"{run.session.parameters:,} parameters, ZeRO {chosen.zero}, seconds (range):")
-    for key, took in found.items():
-        print(f"{key:30} {statistics.median(took):8.3f} ({min(took):.3f} to {max(took):.3f})")
-    for key, base in ((BEHIND, AT_ONCE), (AT_ONCE, DEEPSPEED)):
-        ratios = [a / b for a, b in zip(found[key], found[base], strict=True)]
-        middle = statistics.median(ratios)
-        print(f"{key} against {base}: x{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    if chosen.json:
-        chosen.json.write_text(json.dumps(found, indent=2) + "\n")
+            table = Rates(
+                f"a checkpoint of {run.session.parameters:,} parameters, ZeRO {chosen.zero}",
+                "seconds",
+                [(BEHIND, AT_ONCE, None), (AT_ONCE, DEEPSPEED, None), (BEHIND, DEEPSPEED, None)],
+                less=True,
+                rates=measured(run, folder, 2 if chosen.quick else chosen.rounds),
+            )
+    report([table], chosen.json)
 
 
 if __name__ == "__main__":

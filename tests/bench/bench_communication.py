@@ -12,17 +12,14 @@ backward pass (up to 10^9 of them). For all 12 layers the formula stands alone.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 if not __package__:  # started by path
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import by_path  # noqa: F401
 
 import argparse
 import json
 import tempfile
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import Path
 
 import torch
 
@@ -38,6 +35,7 @@ from elemdist.objectives import targets_of
 from elemdist.run_settings import BatchSettings, ZeroSettings
 from launcher.local import start_ranks
 from tests.bench.models import BERT_VOCABULARY, MASK_RATE, SEED, full_batch
+from tests.bench.rounds import Rates, report
 
 N, V, BASE_LAYERS, BASE_WIDTH = 512, 12, 12, 768
 ROWS = 32  # of the batch; the bytes do not hang on it
@@ -159,6 +157,20 @@ def measured_rows(options: argparse.Namespace, layers: int, width: int) -> list[
         return [Row(**row) for row in json.loads(out.read_text())]
 
 
+def table_of(rows: list[Row], stage: int) -> Rates:
+    """What was measured under one stage, ours against its twin."""
+    some = [row for row in rows if row.stage == stage]
+    return Rates(
+        f"ZeRO {stage}: what a rank sends in a step, the models of {some[0].layers} layers",
+        "MB",
+        [(OURS, TWIN, None)],
+        less=True,
+        label=f"ZeRO {stage}",
+        details=[asdict(row) for row in some],
+        rates={r.model: [r.measured_bytes / 1e6] for r in some if r.measured_bytes is not None},
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, default=2, help="that are trained (default 2)")
@@ -184,9 +196,8 @@ def main() -> None:
             f"ZeRO {row.stage} sends by",
             ", ".join(f"{n} {x / 1e6:,.1f} MB" for n, x in (row.operations or {}).items()),
         )
-    if options.json is not None:
-        figures: list[dict[str, Any]] = [asdict(row) for row in rows]
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    print()
+    report([table_of(rows, stage) for stage in PASSES], options.json)
 
 
 if __name__ == "__main__":

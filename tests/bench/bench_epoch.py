@@ -9,17 +9,14 @@ the samples (some 60 bytes each), so it is measured on fewer.
 
 from __future__ import annotations
 
+if not __package__:  # started by path
+    import by_path  # noqa: F401
+
+import subprocess
 import sys
 from pathlib import Path
 
-if not __package__:  # started by path
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import json
-import statistics
-import subprocess
-
-from tests.bench.rounds import parser
+from tests.bench.rounds import Rates, parser, report
 
 ROOT = str(Path(__file__).resolve().parents[2])
 BATCH = 64
@@ -64,18 +61,32 @@ data.resample_streams = lambda epoch: StreamingDataset.resample_streams(data, ep
 )
 
 
-def measured(name: str, samples: int, rounds: int) -> dict[str, float | str]:
-    """Medians of a plan's seconds and megabytes."""
+def measured(name: str, samples: int) -> tuple[float, float]:
+    """(seconds, megabytes) of one plan."""
     prepare, plan = OURS if name == "ours" else STREAMING
     code = MEASURE.format(root=ROOT, samples=samples, batch=BATCH, prepare=prepare, plan=plan)
-    found = []
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    seconds, megabytes = map(float, done.stdout.split())
+    return seconds, megabytes
+
+
+def measure(samples: int, names: list[str], rounds: int, most_mb: float | None) -> list[Rates]:
+    """Two tables of the plans of so many samples: seconds, and memory."""
+    title = f"the plan of an epoch of {samples:,} samples, until its first batch is known"
+    compared = [("ours", name, None) for name in names if name != "ours"]
+    seconds = Rates(title, "seconds", compared, less=True, label=f"{samples:,}, time")
+    memory = Rates(title, "MB", compared, less=True, label=f"{samples:,}, memory")
+    if most_mb is not None:
+        memory.bounds = [("ours", most_mb)]
+    seconds.rates, memory.rates = ({name: [] for name in names} for _ in range(2))
     for _ in range(rounds):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        found.append([float(word) for word in done.stdout.split()])
-    seconds, megabytes = (statistics.median(values) for values in zip(*found, strict=True))
-    return {"plan": name, "samples": samples, "seconds": seconds, "megabytes": megabytes}
+        for name in names:
+            took, peak = measured(name, samples)
+            seconds.rates[name].append(took)
+            memory.rates[name].append(peak)
+    return [seconds, memory]
 
 
 def main() -> None:
@@ -84,19 +95,10 @@ def main() -> None:
     options.add_argument("--streaming-samples", type=int, default=5_000_000)
     chosen = options.parse_args()
     rounds = 1 if chosen.quick else chosen.rounds
-    theirs = 100_000 if chosen.quick else chosen.streaming_samples
-    rows = [
-        measured("ours", chosen.samples, rounds),
-        measured("ours", theirs, rounds),
-        measured("streaming", theirs, rounds),
-    ]
-    print(f"{'epoch plan':12}{'samples':>14}{'seconds':>12}{'peak MB':>10}")
-    for row in rows:
-        print(
-            f"{row['plan']:12}{row['samples']:14,}{row['seconds']:12.6f}{row['megabytes']:10,.1f}"
-        )
-    if chosen.json:
-        chosen.json.write_text(json.dumps(rows, indent=2) + "\n")
+    both = 100_000 if chosen.quick else chosen.streaming_samples
+    tables = measure(chosen.samples, ["ours"], rounds, most_mb=50)
+    tables += measure(both, ["ours", "streaming"], rounds, most_mb=None)
+    report(tables, chosen.json)
 
 
 if __name__ == "__main__":

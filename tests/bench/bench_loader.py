@@ -10,16 +10,14 @@ Before they are measured, their epochs are compared as sets of samples.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 if not __package__:  # started by path
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import by_path  # noqa: F401
 
 import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -160,11 +158,13 @@ def main() -> None:
         table = Rates(
             f"{shards.samples:,} samples of {shards.n} x {shards.v} bytes, batches of {BATCH}",
             "samples/s",
-            [STOCK, TOKENS, BARE],
             [
-                (name, base, least)
-                for name in ("ours, gathered", "MappedDataset")
-                for base, least in ((STOCK, 50), (TOKENS, 3), (BARE, 0.5))
+                *(
+                    (name, base, least)
+                    for name in ("ours, gathered", "MappedDataset")
+                    for base, least in ((STOCK, 50), (TOKENS, 3), (BARE, 0.5))
+                ),
+                ("ours, in training", STOCK, None),
             ],
         )
         table.measure(peers, rounds)

@@ -11,19 +11,16 @@ step. One process; both take turns on one engine.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 if not __package__:  # started by path
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import by_path  # noqa: F401
 
 import itertools
-import os
 import tempfile
+from pathlib import Path
 
 from elemdist.train import Run
 from tests.bench.rounds import Peer, Rates, parser, report
-from tests.bench.training import made_shards, open_run
+from tests.bench.training import made_shards, open_run, read_options
 
 OURS, BARE = "elemdist's loop", "bare DeepSpeed"
 LEAST = 0.97  # of the bare speed
@@ -66,22 +63,15 @@ def our_steps(run: Run, steps: int) -> Peer:
 
 
 def main() -> None:
-    options = parser(__doc__, 7)
-    for name, default in (("steps", 20), ("layers", 4), ("width", 384), ("zero", 1)):
-        options.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    options.add_argument("--threads", type=int, help="of torch; default: all cores")
-    chosen = options.parse_args()
-    if chosen.threads:
-        os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
+    chosen = read_options(parser(__doc__, 7), steps=20, layers=4, width=384, zero=1)
     steps, rounds = (2, 2) if chosen.quick else (chosen.steps, chosen.rounds)
-    layers, width = (1, 96) if chosen.quick else (chosen.layers, chosen.width)
     with tempfile.TemporaryDirectory() as folder:
         shards = made_shards(Path(folder), 0.2 if chosen.quick else 8, N, V)
         words = {
             "run-dir": f"{folder}/run",
             "data.train": shards,
-            "model.layers": layers,
-            "model.width": width,
+            "model.layers": chosen.layers,
+            "model.width": chosen.width,
             "batch.global-samples": GLOBAL_SAMPLES,
             "batch.micro-samples": MICRO_SAMPLES,
             "zero.stage": chosen.zero,
@@ -91,11 +81,11 @@ def main() -> None:
         }
         with open_run(*(f"--{name}={value}" for name, value in words.items())) as run:
             table = Rates(
-                f"{layers} layers of width {width}, {GLOBAL_SAMPLES} samples of {N} rows a step in"
-                f" {run.session.plan.passes} passes, ZeRO {chosen.zero}, {run.ranks.device.type}",
+                f"{chosen.layers} layers of width {chosen.width}, {GLOBAL_SAMPLES} samples of {N}"
+                f" rows a step in {run.session.plan.passes} passes, ZeRO {chosen.zero},"
+                f" {run.ranks.device.type}",
                 "steps/s",
-                [BARE],
-                [] if chosen.quick else [(OURS, BARE, LEAST)],
+                [(OURS, BARE, None if chosen.quick else LEAST)],
             )
             peers = {OURS: our_steps(run, steps), BARE: bare_steps(run, steps)}
             table.measure(peers, rounds)

@@ -8,7 +8,9 @@ JSON Lines, one single document, a compressed file, and JSON Lines with duplicat
 
 from __future__ import annotations
 
-import argparse
+if not __package__:  # started by path
+    import by_path  # noqa: F401
+
 import json
 import os
 import subprocess
@@ -19,7 +21,10 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
+from tests.bench.rounds import Rates, parser, report
+
 PIECE = 1 << 20
+MOST_MB = 300  # of a process, whatever the input
 KINDS = {
     "JSON Lines": ("a.jsonl", []),
     "one document": ("a.txt", []),
@@ -73,23 +78,30 @@ def peak_mb(source: Path, out: Path, options: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000], help="in MB")
-    parser.add_argument("--quick", action="store_true", help="sizes 2 and 8")
-    parser.add_argument("--json", help="write the table to this file, too")
-    options = parser.parse_args()
-    sizes = [2, 8] if options.quick else options.sizes
-    table: dict[str, dict[int, float]] = {}
-    print(f"{'peak memory in MB of input of':32}" + "".join(f"{size:>8} MB" for size in sizes))
-    for kind, (name, more) in KINDS.items():
-        table[kind] = {}
-        for size in sizes:
-            with tempfile.TemporaryDirectory() as folder:
-                write(Path(folder, name), size)
-                table[kind][size] = peak_mb(Path(folder, name), Path(folder, "set"), more)
-        print(f"{kind:32}" + "".join(f"{table[kind][size]:>8.0f}   " for size in sizes))
-    if options.json:
-        Path(options.json).write_text(json.dumps(table, indent=1))
+    options = parser(__doc__, rounds=1)
+    options.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000], help="in MB")
+    chosen = options.parse_args()
+    sizes = [2, 8] if chosen.quick else sorted(chosen.sizes)
+    names = {size: f"of {size:,} MB" for size in sizes}
+    tables = []
+    for kind, (file, more) in KINDS.items():
+        table = Rates(
+            f"{kind}: peak memory by the size of the input",
+            "MB",
+            [(names[sizes[-1]], names[sizes[0]], None)],
+            [(names[sizes[-1]], MOST_MB)],
+            less=True,
+            label=kind,
+            rates={name: [] for name in names.values()},
+        )
+        for _ in range(chosen.rounds):
+            for size, name in names.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    write(Path(folder, file), size)
+                    peak = peak_mb(Path(folder, file), Path(folder, "set"), more)
+                    table.rates[name].append(peak)
+        tables.append(table)
+    report(tables, chosen.json)
 
 
 if __name__ == "__main__":

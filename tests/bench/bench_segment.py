@@ -5,14 +5,12 @@ elemdist bench segment [--text FILE] [--megabytes 8] [--rounds 7] [--quick] [--j
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 if not __package__:  # started by path
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import by_path  # noqa: F401
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -95,7 +93,15 @@ def main() -> None:
 
         return run
 
-    table = Rates(f"{len(text) / 1e6:,.1f} MB of text to rows, one core", "MB/s", ["words by re"])
+    table = Rates(
+        f"{len(text) / 1e6:,.1f} MB of text to rows, one core",
+        "MB/s",
+        [
+            ("word", "words by re", None),
+            ("word", "words by split", None),
+            ("char", "char by numpy", None),
+        ],
+    )
     table.measure({name: peer(work) for name, work in CONTENDERS.items()}, rounds)
     report([table], chosen.json)
 

@@ -10,15 +10,13 @@ writers alone, on the same rows; their files must be the same, byte for byte.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 if not __package__:  # started by path
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import by_path  # noqa: F401
 
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # before it is imported: one core for everyone
 os.environ["RAYON_NUM_THREADS"] = "1"
@@ -137,7 +135,6 @@ def main() -> None:
         shard = Rates(
             f"{megabytes:,.1f} MB of text to shards, one core",
             "MB/s",
-            ["WordPiece to MDS"],
             [("elemdist shard", "WordPiece to MDS", 20)],
             [("elemdist shard", 40)],
         )
@@ -153,7 +150,8 @@ def main() -> None:
         writers = Rates(
             f"{rows.nbytes / 1e6:,.1f} MB of rows to shards, the writers alone",
             "MB/s",
-            ["MDSWriter"],
+            [("our writer", "MDSWriter", None)],
+            label="writers",
         )
         peers = {
             "our writer": our_writer(rows, folder / "written"),

@@ -13,17 +13,16 @@ c: documents of mixed length, unpadded and padded.     d: the same text, a posit
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 if not __package__:  # started by path
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import by_path  # noqa: F401
 
 import json
 import resource
 import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,7 @@ from tests.bench.models import (
     shape,
     text_rows,
 )
-from tests.bench.rounds import Peer, Rates, parser, report
+from tests.bench.rounds import Compared, Peer, Rates, parser, report
 
 OURS, BERT, PADDED, BYTES = "ours", "BertForMaskedLM", "ours, padded", "a position per byte"
 BERT_PADDED, BLOCKS = "BertForMaskedLM, padded", "ours, blocks of v bytes"
@@ -59,30 +58,15 @@ class Case:
     """One table: its peers, made when they are needed, and what is aimed at.
 
     Attributes:
-        least: (peer, base, least ratio of the rates).
-        most: (peer, base, largest ratio of the peak memory); None: memory is not measured.
+        compared: as of the rates, see :class:`Rates`.
+        most: the same of the peak memory; None: it is not measured.
     """
 
     title: str
     unit: str
     peers: dict[str, Maker]
-    least: list[tuple[str, str, float]]
-    most: tuple[str, str, float] | None = None
-
-
-@dataclass
-class Peaks(Rates):
-    """Peak memory of each peer in MB; the less the better."""
-
-    most: list[tuple[str, str, float]] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        found = super().lines()
-        for name, base, most in self.most:
-            (ratio,) = self.ratios(name, base)
-            verdict = "met" if ratio <= most else "MISSED"
-            found.append(f"target: {name} at most x{most} of {base}: x{ratio:.2f}, {verdict}")
-        return found
+    compared: list[Compared]
+    most: Compared | None = None
 
 
 def ours_on(config: ModelConfig, samples_BNV: np.ndarray, pad: bool = False) -> Ours:
@@ -141,7 +125,7 @@ def case_c(quick: bool) -> Case:
         PADDED: lambda: ours(True),
         BERT_PADDED: lambda: (Bert(config, lengths_B + 1), documents),
     }
-    return Case(title, "documents/s", peers, [(OURS, PADDED, 2.0)])
+    return Case(title, "documents/s", peers, [(OURS, PADDED, 2.0), (OURS, BERT_PADDED, None)])
 
 
 def case_d(quick: bool) -> Case:
@@ -180,8 +164,7 @@ def measure_rates(case: Case, rounds: int) -> Rates:
 
         return run
 
-    bases = list(dict.fromkeys(base for _, base, _ in case.least))
-    table = Rates(case.title, case.unit, bases, case.least)
+    table = Rates(case.title, case.unit, case.compared, label=case.title[0])
     table.measure({name: peer(make()) for name, make in case.peers.items()}, rounds)
     return table
 
@@ -215,7 +198,7 @@ def child(case: Case, name: str) -> None:
     print(json.dumps({"before": before / 1e6, "peak": peak / 1e6}))
 
 
-def measure_peaks(letter: str, case: Case, options: list[str]) -> Peaks:
+def measure_peaks(letter: str, case: Case, options: list[str]) -> Rates:
     """The peak memory of each peer, in a process of its own."""
     assert case.most is not None
     found: dict[str, list[float]] = {}
@@ -228,7 +211,7 @@ def measure_peaks(letter: str, case: Case, options: list[str]) -> Peaks:
         found[name] = [memory["peak"] - memory["before"]]
         print(f"{name}: {memory['before']:,.0f} MB before, {memory['peak']:,.0f} MB at the peak")
     title = f"{case.title}: peak memory of {STEPS_OF_MEMORY} steps less what was there before"
-    return Peaks(title, "MB", [case.most[1]], rates=found, most=[case.most])
+    return Rates(title, "MB", [case.most], less=True, label=f"{letter}, memory", rates=found)
 
 
 def main() -> None:

@@ -10,15 +10,13 @@ elemdist/table_gradient.py chooses by these figures.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 if not __package__:  # started by path
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import by_path  # noqa: F401
 
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -111,8 +109,9 @@ def measured(
         f"{materials:,} materials of {v} bytes, {pad:.0%} PAD; c = {width}, {dtype} on {device},"
         f" {torch.get_num_threads()} threads; the choice: {choice}"
     )
-    targets = [] if quick else [(choice, TORCH, 1.0)]
-    table = Rates(title, "M elements/s", [TORCH], targets)
+    label = f"{materials:,} x {v}, {str(dtype).removeprefix('torch.')}"
+    target = None if quick else 1.0
+    table = Rates(title, "M elements/s", [(choice, TORCH, target)], label=label)
     table.measure({name: peer(way) for name, way in WAYS.items()}, 2 if quick else options.rounds)
     errors = {
         name: (way(index_K, gradient_KC).double().cpu() - exact).abs().max() / exact.abs().max()

@@ -8,20 +8,19 @@ for each), so that one that fails or hangs takes nothing else along. Exit code 1
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 if not __package__:  # started by path
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import by_path  # noqa: F401
 
 import argparse
 import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from itertools import groupby
+from pathlib import Path
 from typing import IO, Any
 
 SECONDS = {

@@ -10,7 +10,7 @@ import itertools
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -146,6 +146,31 @@ def import_bert() -> tuple[Any, Any]:
     return BertConfig, BertForMaskedLM
 
 
+class Shaped(Protocol):
+    """What says the shape of a model."""
+
+    width: int
+    layers: int
+    heads: int
+    feedforward: int
+
+
+def same_shape(
+    config_class: Any, shape: Shaped, vocabulary: int, positions: int, **options: Any
+) -> Any:
+    """transformers' configuration of such a model; no dropout of attention's weights."""
+    return config_class(
+        vocab_size=vocabulary,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.feedforward,
+        max_position_embeddings=positions,
+        attention_probs_dropout_prob=0.0,
+        **options,
+    )
+
+
 class Bert(Trainer):
     """BertForMaskedLM of transformers on samples of so many positions each, padded to n.
 
@@ -156,16 +181,9 @@ class Bert(Trainer):
     def __init__(self, config: ModelConfig, positions_B: np.ndarray) -> None:
         config_class, model_class = import_bert()
         torch.manual_seed(SEED)
-        settings = config.model
-        bert = config_class(
-            vocab_size=BERT_VOCABULARY,
-            hidden_size=settings.width,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
-            intermediate_size=settings.feedforward,
-            max_position_embeddings=config.n,
+        bert = same_shape(
+            *(config_class, config.model, BERT_VOCABULARY, config.n),
             hidden_dropout_prob=DROPOUT,
-            attention_probs_dropout_prob=0.0,
             attn_implementation="sdpa",
         )
         super().__init__(model_class(bert))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 Peer = Callable[[], float]
+Compared = tuple[str, str, float | None]  # ours, a peer, the ratio that is aimed at, if one is
 
 
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
@@ -31,19 +32,22 @@ def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
 
 @dataclass
 class Rates:
-    """What each peer did in each round, in units a second.
+    """What each peer did in each round, in units a second, or what it took.
 
     Attributes:
-        unit: of the rates. bases: those peers that the others are compared with.
-        targets: (peer, base, least): the smallest ratio within a round that is aimed at.
-        floors: (peer, least): the smallest rate.
+        unit: of the rates. compared: ours with its peers, and what is aimed at.
+        bounds: (ours, bound): the smallest rate that is aimed at; with `less` the largest.
+        label: the table in a word or two. less: the rates are costs, the less the better.
+        details: what else is known, for --json.
     """
 
     title: str
     unit: str
-    bases: list[str]
-    targets: list[tuple[str, str, float]] = field(default_factory=list)
-    floors: list[tuple[str, float]] = field(default_factory=list)
+    compared: list[Compared]
+    bounds: list[tuple[str, float]] = field(default_factory=list)
+    label: str = ""
+    less: bool = False
+    details: Any = None
     rates: dict[str, list[float]] = field(default_factory=dict)
 
     def measure(self, peers: dict[str, Peer], rounds: int) -> None:
@@ -60,49 +64,82 @@ class Rates:
     def ratios(self, name: str, base: str) -> list[float]:
         return [a / b for a, b in zip(self.rates[name], self.rates[base], strict=True)]
 
+    def met(self, value: float, bound: float) -> bool:
+        return value <= bound if self.less else value >= bound
+
     def lines(self) -> list[str]:
         """The table, and whether the targets are met."""
         width = max(len(name) for name in self.rates)
+        bases = list(dict.fromkeys(base for _, base, _ in self.compared))
         found = [self.title, f"{'':{width}} {self.unit:>14}" + "".join(
-            f"  {'against ' + base:>30}" for base in self.bases
+            f"  {'against ' + base:>30}" for base in bases
         )]  # fmt: skip
         for name, rates in self.rates.items():
-            line = f"{name:{width}} {statistics.median(rates):14,.1f}"
-            for base in self.bases:
+            line = f"{name:{width}} {number(statistics.median(rates)):>14}"
+            for base in bases:
                 ratios = self.ratios(name, base)
-                text = f"x{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-                line += f"  {text:>30}"
+                line += f"  {spread(statistics.median(ratios), min(ratios), max(ratios)):>30}"
             found.append(line)
-        for name, base, least in self.targets:
-            ratio = statistics.median(self.ratios(name, base))
-            verdict = "met" if ratio >= least else "MISSED"
-            found.append(
-                f"target: {name} at least x{least} against {base}: x{ratio:.2f}, {verdict}"
-            )
-        for name, least in self.floors:
+        for name, base, bound in self.compared:
+            if bound is not None:
+                ratio = statistics.median(self.ratios(name, base))
+                aim = f"at most x{bound} of" if self.less else f"at least x{bound} against"
+                verdict = "met" if self.met(ratio, bound) else "MISSED"
+                found.append(f"target: {name} {aim} {base}: x{ratio:.2f}, {verdict}")
+        for name, bound in self.bounds:
             rate = statistics.median(self.rates[name])
-            verdict = "met" if rate >= least else "MISSED"
-            found.append(f"target: {name} at least {least} {self.unit}: {rate:,.1f}, {verdict}")
+            aim = f"at {'most' if self.less else 'least'} {bound} {self.unit}"
+            verdict = "met" if self.met(rate, bound) else "MISSED"
+            found.append(f"target: {name} {aim}: {number(rate)}, {verdict}")
         return found
 
     def figures(self) -> dict[str, Any]:
         """For --json."""
+        compared, bounds = [], []
+        for name, base, bound in self.compared:
+            ratios = self.ratios(name, base)
+            ratio = statistics.median(ratios)
+            one = {"ours": name, "peer": base, "ratio": ratio}
+            one |= {"min": min(ratios), "max": max(ratios), "target": bound}
+            compared.append(one | {"met": None if bound is None else self.met(ratio, bound)})
+        for name, bound in self.bounds:
+            rate = statistics.median(self.rates[name])
+            bounds.append(
+                {"ours": name, "median": rate, "target": bound, "met": self.met(rate, bound)}
+            )
         return {
             "title": self.title,
+            "label": self.label,
             "unit": self.unit,
+            "less_is_better": self.less,
             "rates": self.rates,
             "medians": {name: statistics.median(rates) for name, rates in self.rates.items()},
-            "ratios": {
-                base: {name: statistics.median(self.ratios(name, base)) for name in self.rates}
-                for base in self.bases
-            },
+            "compared": compared,
+            "bounds": bounds,
+            "details": self.details,
         }
+
+
+def number(value: float) -> str:
+    """A rate or a cost, however small."""
+    return f"{value:,.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def spread(ratio: float, least: float, most: float) -> str:
+    """A ratio with its range: "x3.00 (2.00 to 4.00)"."""
+    middle, low, high = (f"{x:.2f}" if x >= 0.1 else f"{x:.2g}" for x in (ratio, least, most))
+    return f"x{middle} ({low} to {high})"
 
 
 def report(tables: list[Rates], path: Path | None) -> None:
     """Prints the tables and writes their figures."""
     for table in tables:
         print("\n".join(table.lines()), end="\n\n")
+    write_figures(tables, path)
+
+
+def write_figures(tables: list[Rates], path: Path | None) -> None:
+    """Writes the figures of the tables, if to anywhere."""
     if path is not None:
         path.write_text(json.dumps([table.figures() for table in tables], indent=2) + "\n")
 

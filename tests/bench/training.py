@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,20 @@ from elemdist.stop import StopRequest
 from elemdist.train import Run
 from elemdist.watchdog import Watchdog
 from tests.bench.rounds import made_text
+
+
+def read_options(options: argparse.ArgumentParser, **defaults: int) -> argparse.Namespace:
+    """What was chosen, with those numbers of a run that have defaults; with --quick a tiny model.
+    torch takes --threads when the run is opened."""
+    for name, default in defaults.items():
+        options.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    options.add_argument("--threads", type=int, help="of torch; default: all cores")
+    chosen = options.parse_args()
+    if chosen.threads:
+        os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
+    if chosen.quick:
+        chosen.layers, chosen.width = 1, 96
+    return chosen
 
 
 def made_shards(folder: Path, megabytes: float, n: int, v: int) -> Path:
@@ -39,8 +54,3 @@ def open_run(*words: str) -> Iterator[Run]:
     watchdog = Watchdog(settings.run_dir or "", ranks.rank, settings.guard.stall_s)
     with StopRequest() as stop, watchdog, Meter(ranks.device) as meter:
         yield Run(settings, ranks, Session(settings, ranks, stop, watchdog, meter))
-
-
-def threads(count: int) -> None:
-    """Of torch on the CPU; before the first run is opened."""
-    os.environ["OMP_NUM_THREADS"] = str(count)
