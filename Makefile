@@ -6,7 +6,7 @@
 # make lint    style, formatting and types
 # make setup   the virtual environment .venv that all of these stand on
 #
-# PYTHON=python3.12 make setup     chooses the interpreter (3.10 or newer)
+# PYTHON=python3.12 make setup     chooses the interpreter (3.10 to 3.13)
 # TORCH="torch==2.11.0 torchvision==0.26.0" make setup     chooses the build of torch
 PYTHON ?= python3
 TORCH ?= torch==2.13.0 torchvision==0.28.0
@@ -20,8 +20,8 @@ setup: .venv/ready
 
 # A machine whose own torch already drives its GPU keeps that build; otherwise pip installs TORCH.
 .venv/ready: pyproject.toml Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "elemdist needs Python 3.10 or newer; name one: make setup PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	  { echo "elemdist needs Python 3.10 to 3.13; name one: make setup PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' || \
 	  { echo "this Python lacks venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	@if $(PYTHON) -c 'import torch; raise SystemExit(not torch.cuda.is_available())' 2>/dev/null; then \

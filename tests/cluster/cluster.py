@@ -174,7 +174,7 @@ class Cluster:
         return os.environ | {"SLURM_CONF": str(self.configuration), "PATH": path} | more
 
     def command(
-        self, *words: str | Path, timeout: float = WAIT_S, **more: str
+        self, *words: str | Path, timeout: float = WAIT_S, cwd: Path = REPOSITORY, **more: str
     ) -> subprocess.CompletedProcess[str]:
         """A command on this cluster; `more` is added to the environment."""
         return subprocess.run(
@@ -182,7 +182,7 @@ class Cluster:
             capture_output=True,
             text=True,
             timeout=timeout,
-            cwd=REPOSITORY,
+            cwd=cwd,
             env=self.environment(**more),
         )
 
