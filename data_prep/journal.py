@@ -22,6 +22,7 @@ from data_prep.plan import Done, Job, Plan, SetPart
 from data_prep.settings import part_of
 from data_prep.store import LocalStore, Store, write_error
 from elemdist.errors import UserError
+from elemdist.locks import lock
 
 STATE = ".elemdist"
 DAMAGED = (LookupError, TypeError, AttributeError)  # what JSON of another shape ends in
@@ -63,22 +64,18 @@ class Journal:
             raise write_error(folder, 0, error) from error
 
     def _lock(self, name: str, exclusive: bool, wait: bool = False) -> int:
-        import fcntl
-
         handle = os.open(self.store.name_of(f"{STATE}/{name}"), os.O_RDWR | os.O_CREAT, 0o666)
-        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        path = self.store.path
+        taken = f"another run is at work in {path}: wait for its end, or name another folder"
         try:
-            fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+            flaw = lock(handle, taken, shared=not exclusive, wait=wait)
+        except UserError:
             os.close(handle)
-            raise UserError(
-                f"another run is at work in {self.store.path}: wait for its end, or name another "
-                f"folder"
-            ) from None
-        except OSError as error:  # a file system without locks
+            raise
+        if flaw is not None:
             print(
-                f"elemdist shard: {self.store.path} cannot be locked ({error.strerror}): see to "
-                f"it that no other run writes there",
+                f"elemdist shard: {path} cannot be locked ({flaw}): see to it that no other run"
+                " writes there",
                 file=sys.stderr,
             )
         self._locks.append(handle)

@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from elemdist.errors import UserError
+from elemdist.file_info import content_of
 
 NAMES = ("uax29", "sentence", "subword")
 PIECE_BYTES = 1 << 20
@@ -212,7 +213,7 @@ class Tokens:
         import xxhash
         from tokenizers import Tokenizer
 
-        self._path, content = path, read_tokenizer(path)
+        self._path, content = path, content_of(path)
         self._digest = xxhash.xxh3_128(content).hexdigest()
         try:
             self._tokenizer = Tokenizer.from_buffer(content)
@@ -246,17 +247,3 @@ class Tokens:
     def versions(self) -> dict[str, str]:
         """The library's version, and the hash of the tokenizer file."""
         return {"tokenizers": version("tokenizers"), "tokenizer_xxh3_128": self._digest}
-
-
-def read_tokenizer(path: str) -> bytes:
-    """The content of a tokenizer file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {path}: {reason}") from error

@@ -135,9 +135,11 @@ class RemoteStore:
         self._files, self._root = filesystem(self.path)
 
     def within(self, folder: str) -> RemoteStore:
+        """As LocalStore."""
         return RemoteStore(self.name_of(folder)) if folder else self
 
     def name_of(self, name: str) -> str:
+        """As LocalStore."""
         return f"{self.path}/{name}"
 
     def write(self, name: str, *parts: Bytes, flush: bool = False) -> None:
@@ -159,15 +161,18 @@ class RemoteStore:
         self._tried(put, f"writing {public(self.name_of(name))}")
 
     def read(self, name: str) -> bytes:
+        """As LocalStore."""
         what = f"reading {public(self.name_of(name))}"
         return retried(lambda: self._files.cat_file(f"{self._root}/{name}"), what)
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
+        """As LocalStore."""
         what = f"reading {public(self.name_of(name))}"
         place = f"{self._root}/{name}"
         return retried(lambda: self._files.cat_file(place, start=start, end=end), what)
 
     def size(self, name: str) -> int | None:
+        """As LocalStore; asks the store anew each time."""
         self._files.invalidate_cache()
         try:
             return self._tried(
@@ -178,6 +183,7 @@ class RemoteStore:
             return None
 
     def sizes(self) -> dict[str, int]:
+        """As LocalStore."""
         return {
             entry["name"].rpartition("/")[2]: int(entry["size"])
             for entry in self._listed("")
@@ -185,6 +191,7 @@ class RemoteStore:
         }
 
     def names(self, folder: str = "") -> list[str]:
+        """As LocalStore."""
         names = {entry["name"].rstrip("/").rpartition("/")[2] for entry in self._listed(folder)}
         return sorted(names - {""})
 
@@ -202,6 +209,7 @@ class RemoteStore:
         return [entry for entry in found if entry["name"].strip("/") != own]
 
     def remove(self, name: str) -> None:
+        """As LocalStore."""
         with contextlib.suppress(FileNotFoundError):
             self._tried(
                 lambda: self._files.rm_file(f"{self._root}/{name}"),
@@ -209,6 +217,7 @@ class RemoteStore:
             )
 
     def remove_folder(self, folder: str) -> None:
+        """As LocalStore."""
         place = f"{self._root}/{folder}"
         self._files.invalidate_cache()
         with contextlib.suppress(FileNotFoundError):

@@ -28,11 +28,13 @@ def write_result(path: str | Path, text: str) -> None:
 
 
 def sync_file(path: Path) -> None:
+    """Returns when a file's content is on the disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
+    """Returns when the names in a folder are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

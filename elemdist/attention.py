@@ -86,6 +86,7 @@ class Segments:
 
     @cached_property
     def longest(self) -> int:
+        """Rows of the longest segment."""
         return max(self.lengths)
 
     @cached_property

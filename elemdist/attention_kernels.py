@@ -51,6 +51,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Packed, float, Window], Tensor]
 def varlen(
     q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, packed: Packed, scale: float, reach: Window
 ) -> Tensor:
+    """By torch's variable-length flash kernel: (T, H, D) each, and so is the result."""
     from torch.nn.attention.varlen import varlen_attn
 
     out = varlen_attn(q_THD, k_THD, v_THD, *packed, scale=scale, window_size=reach)
@@ -76,6 +77,7 @@ def flash_attn_function() -> tuple[Callable[..., Any], int | None]:
 def flash_attn(
     q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, packed: Packed, scale: float, reach: Window
 ) -> Tensor:
+    """By flash-attn: (T, H, D) each, and so is the result."""
     function, endless = flash_attn_function()
     causal = reach == (ALL, 0)
     before, behind = (endless if causal or side == ALL else side for side in reach)

@@ -183,6 +183,7 @@ class Trial:
             )
 
     def passes(self, size: int) -> Iterator[Pass]:
+        """The passes of a step with micro-batches of `size` samples."""
         group = self.ranks.rank // self.plan.sequence_parallel
         batches = [self.batch(size, number) for number in range(PASSES)]
         return passes_of(
@@ -205,9 +206,11 @@ class Trial:
         return unpad(rows_BNV, labels_BL, np.arange(size), self.reading)
 
     def loss(self, engine: Any, one: Pass) -> torch.Tensor:
+        """The loss of a pass, 0-d, as in training."""
         return loss_of(engine, one, float(one.batch.text_bytes), self.share, 1)[0]
 
     def close(self) -> None:
+        """Gives the engine's memory back."""
         self.engine.destroy()
         del self.engine
 

@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 
 
 def layer_norm(width: int, biases: bool = True) -> nn.LayerNorm:
+    """Layer norm with the epsilon that all of them have."""
     return nn.LayerNorm(width, eps=NORM_EPS, bias=biases)
 
 
@@ -54,6 +55,7 @@ class SlotProjection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(3 * width)) if biases else None
 
     def forward(self, x_TW: Tensor) -> Tensor:
+        """(T, W) -> (T, 3 W): queries, keys, values."""
         x_VTC = x_TW.unflatten(-1, (self.slots, -1)).transpose(0, 1)
         x_TVKC = torch.bmm(x_VTC, self.weight).transpose(0, 1).unflatten(-1, (3, -1))
         x_TW3 = x_TVKC.transpose(1, 2).flatten(1)
@@ -102,11 +104,13 @@ class Block(nn.Module):
         return q, k, v
 
     def attend(self, x_TW: Tensor, segments: Segments, turn: Rotation | None) -> Tensor:
+        """The attention's part of the residual sum, (T, W) -> (T, W)."""
         q, k, v = self.project(x_TW, turn)
         x_THD = attention(q, k, v, segments, causal=self.causal, window=self.window)
         return self.drop(self.out(x_THD.flatten(-2)))
 
     def feed(self, x_TW: Tensor) -> Tensor:
+        """The feed-forward's part of the residual sum, (T, W) -> (T, W)."""
         # Functions, no modules: ZeRO 3 counts the calls of modules, which have to be as many on
         # every rank, and tiles are not.
         x_TF = F.linear(x_TW, self.up.weight, self.up.bias)
@@ -119,6 +123,7 @@ class Block(nn.Module):
         return F.dropout(x_TW, self.drop.p, self.training)
 
     def tiled_feed(self, x_TW: Tensor) -> Tensor:
+        """The same, `tile_rows` at a time where that is set."""
         if not self.tile_rows or len(x_TW) <= self.tile_rows:
             return self.feed(x_TW)
         parts = x_TW.split(self.tile_rows)
@@ -133,6 +138,7 @@ class Block(nn.Module):
         return x_TW + self.tiled_feed(self.feedforward_norm(x_TW))
 
     def forward(self, x_TW: Tensor, segments: Segments, turn: Rotation | None = None) -> Tensor:
+        """(T, W) -> (T, W); `turn`: see :func:`rotation`."""
         seen_TW = x_TW if self.post_norm else self.attention_norm(x_TW)
         return self.finish(x_TW, self.attend(seen_TW, segments, turn))
 

@@ -46,6 +46,7 @@ class Breakdown:
 
 
 def figures_of(nats: float, text_bytes: float, materials: float) -> dict[str, Any]:
+    """Figures of a part: bits per byte (None without bytes), nats, and how much it is."""
     bits = nats / text_bytes / NATS_PER_BIT if text_bytes else None
     counts = {"bytes": int(text_bytes), "materials": int(materials)}
     return {"bits_per_byte": bits, "nats": nats, **counts}

@@ -137,6 +137,7 @@ class DownSampling(nn.Module):
         self.norm = layer_norm(model.width, model.biases)
 
     def forward(self, x_TW: Tensor, molecules: Molecules) -> Tensor:
+        """Rows (T, W) to molecules (M, W)."""
         x_TW = molecules.fetch_rows(x_TW)
         row_MR = molecules.row_M.unsqueeze(1) + torch.arange(self.rate, device=x_TW.device)
         # Only the window of a molecule 0 can pass the end, and of that only the first row is used.
@@ -163,6 +164,7 @@ class UpSampling(nn.Module):
         self.drop = nn.Dropout(model.dropout)
 
     def forward(self, x_TW: Tensor, x_MW: Tensor, molecules: Molecules) -> Tensor:
+        """Rows (T, W), each with its molecule out of (M, W), to rows (T, W)."""
         x_MW = molecules.fetch_molecules(x_MW)
         both_T2W = torch.cat([x_TW, x_MW.index_select(0, molecules.molecule_T)], dim=-1)
         before = (self.kernel - 1) // 2
@@ -217,6 +219,7 @@ class CanineEncoder(Encoder):
         return part(*inputs)
 
     def contextual(self, x_TW: Tensor, position_T: Tensor, segments: Segments) -> Tensor:
+        """As Encoder.contextual, by way of the molecules."""
         canine, turn = self.model.canine, self.turn(position_T)
         molecules = Molecules.of(segments, canine.rate)
         x_TW = self.outer(self.local, x_TW, segments.chunks(canine.local), turn)

@@ -58,6 +58,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
+        """Optimizer steps that were done when it was made."""
         return int(self.manifest["step"])
 
     @property
@@ -111,10 +112,12 @@ class Checkpoint:
 
 
 def newest_first(run_dir: Path) -> list[Path]:
+    """A run's checkpoints, whole or not, by step."""
     return [path for _, path in sorted(step_folders(run_dir / "checkpoints").items(), reverse=True)]
 
 
 def passed_over(path: Path, reason: str) -> str:
+    """The line about one that is not whole."""
     return f"checkpoint {path}: {reason}; taking the one before"
 
 

@@ -6,7 +6,9 @@ Nothing in it is trusted: a manifest may have been written, or edited, by anyone
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -87,3 +89,19 @@ def flaw(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None if it is complete and unharmed."""
     manifest, reason = read_manifest(path)
     return reason or damage(path, manifest["files"].items())
+
+
+def outdated(steps: list[int], newest: int, keep_last: int, keep_every: int) -> list[int]:
+    """The steps whose checkpoints go once that of `newest` is there. A later one was passed over
+    as not whole when the run was resumed: it must not take the place of a whole one."""
+    earlier = sorted(step for step in steps if step <= newest)
+    old = earlier[: max(0, len(earlier) - keep_last)]
+    return [s for s in old if not keep_every or s % keep_every] + [s for s in steps if s > newest]
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint: first out of sight, so that nothing takes what is left for whole."""
+    hidden = path.with_name(f".removing-{path.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.rename(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)

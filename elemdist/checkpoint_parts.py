@@ -189,6 +189,7 @@ class PartReader:
         self.open_files: dict[str, Any] = {}
 
     def slices(self, name: str, key: str) -> Any:
+        """A tensor of a file, to be read by slices."""
         if name not in self.open_files:
             self.open_files[name] = safe_open(self.folder / name, framework="pt")
         return self.open_files[name].get_slice(key)

@@ -129,6 +129,7 @@ def own_share(engine: Any, rank: int, world_size: int) -> list[Fragment]:
 
 
 def by_owner(found: Iterable[Fragment]) -> list[list[Fragment]]:
+    """Fragments of the same parameter together, in order."""
     groups: dict[int, list[Fragment]] = {}
     for part in found:
         groups.setdefault(id(part.owner), []).append(part)

@@ -31,6 +31,8 @@ from elemdist.checkpoint_files import (
     FORMAT,
     VERSION,
     digest,
+    outdated,
+    remove,
     step_folders,
 )
 from elemdist.checkpoint_parts import TensorFile, write_tensors
@@ -286,19 +288,3 @@ def write_files(files: list[TensorFile], folder: Path) -> dict[str, tuple[int, s
     if failure is not None:
         raise failure
     return written
-
-
-def outdated(steps: list[int], newest: int, keep_last: int, keep_every: int) -> list[int]:
-    """The steps whose checkpoints go once that of `newest` is there. A later one was passed over
-    as not whole when the run was resumed: it must not take the place of a whole one."""
-    earlier = sorted(step for step in steps if step <= newest)
-    old = earlier[: max(0, len(earlier) - keep_last)]
-    return [s for s in old if not keep_every or s % keep_every] + [s for s in steps if s > newest]
-
-
-def remove(path: Path) -> None:
-    """Removes a checkpoint: first out of sight, so that nothing takes what is left for whole."""
-    hidden = path.with_name(f".removing-{path.name}")
-    shutil.rmtree(hidden, ignore_errors=True)
-    os.rename(path, hidden)
-    shutil.rmtree(hidden, ignore_errors=True)

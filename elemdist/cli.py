@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from elemdist import __version__
 from elemdist.errors import EXIT_USER_ERROR, UserError, nearest
@@ -47,26 +46,9 @@ def verify(argv: list[str]) -> int:
 
 def train(argv: list[str]) -> int:
     """train with DeepSpeed on shards; starts its own ranks"""
-    from elemdist.commandline import parse
-    from elemdist.config import TrainSettings
-    from elemdist.slurm_ranks import in_step
-    from elemdist.stop import read_end, write_end
-    from launcher import local
+    from launcher.train import run
 
-    settings = parse(TrainSettings, argv, "elemdist train", None, train.__doc__)
-    settings.check()
-    gpus = 0 if settings.device == "cpu" else local.count_gpus()
-    ranks = settings.ranks or max(1, gpus)
-    if ranks > 1 and not in_step():
-        code = local.start_ranks(Path(__file__).with_name("train.py"), argv, ranks)
-        end = read_end(settings.run_dir or "")
-        if code and end and end["state"] == "running":  # rank 0 could not say it any more
-            told = (end["step"], "a rank was lost", code, end["attempt"])
-            write_end(settings.run_dir or "", "failed", *told)
-        return code
-    from elemdist.train import main as train_here
-
-    return train_here(argv)
+    return run(argv, train.__doc__)
 
 
 def plan(argv: list[str]) -> int:
@@ -269,6 +251,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 
 
 def usage() -> str:
+    """What `elemdist --help` prints."""
     lines = [f"  {name:10} {verb.__doc__}" for name, verb in VERBS.items()]
     return "\n".join(
         [

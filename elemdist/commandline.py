@@ -28,6 +28,7 @@ class RecipeLoader(yaml.SafeLoader):
     """YAML 1.1 without its surprises: 24:00:00 stays text, 3e-4 is a number, a key comes once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As yaml's, but a key that stands twice is an error."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
@@ -59,9 +60,11 @@ class Parser(jsonargparse.ArgumentParser):
     """jsonargparse whose errors are UserErrors and whose help shows names with dashes."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises UserError."""
         raise UserError(" ".join(message.split()))
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """As argparse's, with dashes and without what is no setting."""
         text = super().format_help(*args, **kwargs)
         text = re.sub(r"\n +--\S+ CONFIG\s+Path to a configuration file\.", "", text)
         text = re.sub(r"\n +--\S+\.help\s+Show the help for \w+ and exit\.", "", text)

@@ -50,6 +50,7 @@ class Traffic:
 
     @property
     def total(self) -> Count:
+        """Of all operations."""
         counts = self.by_operation.values()
         return Count(
             sum(count.calls for count in counts),
@@ -112,6 +113,7 @@ class TimedWork:
         self.work, self.clock = work, clock
 
     def wait(self, *args: Any, **options: Any) -> Any:
+        """As the work's, and timed."""
         started = self.clock.start()
         try:
             return self.work.wait(*args, **options)
@@ -151,6 +153,7 @@ class Meter:
         self.inside = threading.local()
 
     def install(self) -> Meter:
+        """Puts the meter in front of all collectives that are not metered yet."""
         for owner, attribute, name in homes():
             function = getattr(owner, attribute, None)
             if function is None or function in self.wrapped.values():

@@ -16,7 +16,6 @@ interrupted.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import signal
@@ -36,6 +35,7 @@ from elemdist.compare_settings import CompareSettings, Entry
 from elemdist.compare_stages import StageError, Stages, lines_of, write_json
 from elemdist.config import TrainSettings
 from elemdist.errors import UserError
+from elemdist.locks import lock
 
 # What may differ between two calls in the same folder: it changes no result.
 FREE = ("out", "keep_going", "resamples")
@@ -77,6 +77,7 @@ def run(settings: CompareSettings) -> int:
 
 
 def tell(line: str) -> None:
+    """A line with the time, on standard error."""
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
@@ -126,10 +127,7 @@ def claimed(out: Path, settings: CompareSettings) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"out: cannot write into {out}: {error.strerror or error}") from None
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"out: another process compares in {out}; wait for it") from None
+        lock(handle, f"out: another process compares in {out}; wait for it")
         stated = out / "compare.yaml"
         if not stated.exists():
             if unknown := [child.name for child in out.iterdir() if child.name != ".lock"]:

@@ -90,5 +90,6 @@ def noise_table(points: Points) -> str:
 
 
 def mean(points: Points, name: str, kind: str, rate: float) -> float:
+    """The mean micro-F1 over seeds."""
     same = {"run": name, "kind": kind, "rate": rate}
     return float(np.mean([point["micro_f1"] for point in points if same.items() <= point.items()]))

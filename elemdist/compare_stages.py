@@ -124,6 +124,7 @@ class Stages:
             self.command(log, "shard", *sources, "--out", folder, *words)
 
     def shard_settings(self, entry: Entry) -> dict[str, Any]:
+        """The settings of `elemdist shard` for an entry."""
         chosen = {f"input.{name}": value for name, value in self.settings.input.items()}
         chosen |= entry.shard
         if entry.vocabulary:
@@ -131,14 +132,17 @@ class Stages:
         return chosen
 
     def split_words(self) -> list[str]:
+        """How documents are split, for the command line."""
         by = "id" if self.settings.input.get("id_field") else "bytes"
         return ["--split", self.settings.split, "--split-by", by]
 
     @property
     def labelled(self) -> bool:
+        """Whether the documents have labels."""
         return bool(self.settings.input.get("labels_field"))
 
     def vocabulary_file(self, entry: Entry) -> Path:
+        """Where an entry's learned tokenizer lies."""
         return self.out / "vocabularies" / f"{entry.name}.json"
 
     # Training
@@ -156,6 +160,7 @@ class Stages:
         return [Phase("pretrain", before), Phase("train", train)]
 
     def data_words(self, entry: Entry, phase: Phase) -> list[str]:
+        """The data of a phase, for the command line of `elemdist train`."""
         if phase.name == "pretrain":
             sources = [{"path": str(path)} for path in self.text_shards(entry)]
             return ["--data.mixture", json.dumps(sources)]
@@ -232,5 +237,6 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a file whole or not at all, and its folder first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

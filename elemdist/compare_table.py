@@ -52,6 +52,7 @@ def results(figures: Figures, metrics: list[str], scores: Path, resamples: int) 
 
 
 def value_of(figures: dict[str, Any], metric: str, name: str) -> float:
+    """A figure. Raises UserError where the evaluation has none of that name."""
     value = figures.get(metric)
     if not isinstance(value, (int, float)):
         known = sorted(key for key, one in figures.items() if isinstance(one, float))
@@ -130,6 +131,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def cell(summary: dict[str, Any], tests: dict[str, Any]) -> str:
+    """Mean, deviation, and a mark for each test that finds a difference."""
     spread = "" if summary["deviation"] is None else f" ± {summary['deviation']:.4f}"
     documents, seeds = tests.get("documents", {}), tests.get("seeds", {})
     marks = [sign for sign, test in (("*", documents), ("+", seeds)) if is_below(test.get("p"))]
@@ -137,6 +139,7 @@ def cell(summary: dict[str, Any], tests: dict[str, Any]) -> str:
 
 
 def is_below(p: float | None) -> bool:
+    """Whether a p-value is below 5 %."""
     return p is not None and p < 0.05
 
 

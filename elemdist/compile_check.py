@@ -30,6 +30,7 @@ def compile_obstacle(device: str = "cpu") -> str | None:
 
 
 def python_obstacle() -> str | None:
+    """Why torch.compile cannot work with this Python; None: it can."""
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info >= FIRST_PYTHON_TOO_NEW:
         return f"torch.compile does not know Python {version}; take an older one"
@@ -46,6 +47,7 @@ def python_obstacle() -> str | None:
 
 
 def cxx_obstacle() -> str | None:
+    """Why it finds no C++ compiler; None: it does."""
     named = os.environ.get("CXX")
     if named is not None:
         return None if shutil.which(named) else f"$CXX is {named}, which is no program here"
@@ -69,6 +71,7 @@ def folder_obstacle() -> str | None:
 
 
 def triton_obstacle() -> str | None:
+    """Why it can make no GPU kernels; None: it can."""
     if find_spec("triton") is None:
         return "the package triton is not installed, which makes torch.compile's GPU kernels"
     named = os.environ.get("CC")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from elemdist.deepspeed_config import check_settings
@@ -23,6 +24,22 @@ from elemdist.run_settings import (
     OptimSettings,
     ZeroSettings,
 )
+
+# Settings by their smallest value.
+AT_LEAST_1 = """
+steps log_every keep_last sequence_parallel guard.most_bad_steps
+model.layers model.width model.slot_width model.slot_layers
+model.canine.rate model.canine.local model.canine.kernel model.canine.hashes model.canine.buckets
+batch.global_samples batch.micro_samples
+"""
+AT_LEAST_0 = """
+eval_every checkpoint_every ranks stop_step checkpoint_every_minutes keep_every peak_tflops
+batch.global_bytes guard.spike guard.stall_s guard.stall_steps data.eval_samples
+model.heads model.feedforward model.embedding_width model.window model.global_every
+model.ablation.mixing memory.checkpoint_every memory.tile_rows memory.tile_loss_rows
+classify.refit classify.wide_lead classify.wide_l2
+optim.lr optim.eps optim.weight_decay optim.warmup_steps optim.grad_clip
+"""
 
 
 @dataclass
@@ -109,61 +126,8 @@ class TrainSettings:
     def check_values(self) -> None:
         """Raises UserError on a value that cannot be, whatever the run."""
         check_settings(self)
-        at_least(
-            1,
-            steps=self.steps,
-            log_every=self.log_every,
-            keep_last=self.keep_last,
-            sequence_parallel=self.sequence_parallel,
-            **{
-                "guard.most_bad_steps": self.guard.most_bad_steps,
-                "model.layers": self.model.layers,
-                "model.width": self.model.width,
-                "model.slot_width": self.model.slot_width,
-                "model.slot_layers": self.model.slot_layers,
-                "model.canine.rate": self.model.canine.rate,
-                "model.canine.local": self.model.canine.local,
-                "model.canine.kernel": self.model.canine.kernel,
-                "model.canine.hashes": self.model.canine.hashes,
-                "model.canine.buckets": self.model.canine.buckets,
-                "batch.global_samples": self.batch.global_samples,
-                "batch.micro_samples": self.batch.micro_samples,
-            },
-        )
-        at_least(
-            0,
-            eval_every=self.eval_every,
-            checkpoint_every=self.checkpoint_every,
-            ranks=self.ranks,
-            stop_step=self.stop_step,
-            checkpoint_every_minutes=self.checkpoint_every_minutes,
-            keep_every=self.keep_every,
-            peak_tflops=self.peak_tflops,
-            **{
-                "batch.global_bytes": self.batch.global_bytes,
-                "guard.spike": self.guard.spike,
-                "guard.stall_s": self.guard.stall_s,
-                "guard.stall_steps": self.guard.stall_steps,
-                "data.eval_samples": self.data.eval_samples,
-                "model.heads": self.model.heads,
-                "model.feedforward": self.model.feedforward,
-                "model.embedding_width": self.model.embedding_width,
-                "model.window": self.model.window,
-                "model.global_every": self.model.global_every,
-                "model.ablation.mixing": self.model.ablation.mixing,
-                "memory.checkpoint_every": self.memory.checkpoint_every,
-                "memory.tile_rows": self.memory.tile_rows,
-                "memory.tile_loss_rows": self.memory.tile_loss_rows,
-                "classify.refit": self.classify.refit,
-                "classify.wide_lead": self.classify.wide_lead,
-                "classify.wide_l2": self.classify.wide_l2,
-                "optim.lr": self.optim.lr,
-                "optim.eps": self.optim.eps,
-                "optim.weight_decay": self.optim.weight_decay,
-                "optim.warmup_steps": self.optim.warmup_steps,
-                "optim.grad_clip": self.optim.grad_clip,
-            },
-        )
+        for low, names in ((1, AT_LEAST_1), (0, AT_LEAST_0)):
+            at_least(low, **{name: attrgetter(name)(self) for name in names.split()})
         if not self.model.rotary_base > 1:
             raise UserError(f"model.rotary_base: {self.model.rotary_base} is not above 1")
         if not 0 < self.mlm.mask_rate <= 1:

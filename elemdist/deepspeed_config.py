@@ -61,6 +61,7 @@ def leave_out_muon() -> None:
 
 
 def use_bf16(settings: TrainSettings, device: torch.device) -> bool:
+    """Whether training on `device` is in bf16."""
     auto = settings.precision == "auto"
     return device.type == "cuda" if auto else settings.precision == "bf16"
 
@@ -247,6 +248,7 @@ def zero_section(zero: ZeroSettings, device: torch.device) -> dict[str, Any]:
 
 
 def stage_3_section() -> dict[str, Any]:
+    """What ZeRO 3 has beyond the other stages."""
     return {
         "stage3_prefetch_bucket_size": BUCKET,
         "stage3_param_persistence_threshold": 100_000,
@@ -269,6 +271,7 @@ def stage_3_section() -> dict[str, Any]:
 
 
 def offload_to(device: str, path: str | None, pinned: bool) -> dict[str, Any]:
+    """The section of what is offloaded."""
     # Pinned memory serves copies from and to a GPU; without one it only cannot be swapped out.
     place = {"nvme_path": path} if device == "nvme" else {}
     return {"device": device, **place, "pin_memory": pinned}

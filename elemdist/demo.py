@@ -61,6 +61,7 @@ class Story:
             self.took_s[timed_as] = time.perf_counter() - started
 
     def total_s(self) -> float:
+        """Seconds since it began."""
         return time.perf_counter() - self.start
 
 
@@ -125,6 +126,7 @@ def collect(out: Path, story: Story) -> Corpus:
 
 
 def write_jsonl(path: Path, documents: list[Document], labels: list[str]) -> None:
+    """Writes documents as JSON Lines, and says so."""
     lines = [json.dumps(document.record(labels)) + "\n" for document in documents]
     path.write_text("".join(lines), encoding="utf-8")
     print(f"{path}: {len(lines):,} documents, {path.stat().st_size / 1e6:.1f} MB")

@@ -33,6 +33,7 @@ PRIMES = (31, 43, 59, 61, 73, 97, 103, 113, 137, 149, 157, 173, 181, 193, 211, 2
 
 
 def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises UserError on a value that is not known."""
     if value not in known:
         raise UserError(
             f"{name}: there is no '{value}'{nearest(value, known)}; it is {' or '.join(known)}"
@@ -258,6 +259,7 @@ class HashEmbedding(nn.Module):
         nn.init.normal_(self.tables, std=INIT_STD)
 
     def forward(self, rows_T4: Tensor) -> Tensor:
+        """(..., 4) uint8 -> (..., W)."""
         check_rows(rows_T4, CHARACTER_BYTES)
         hashes, buckets, _ = self.tables.shape
         next_code = code_points(rows_T4) + 1

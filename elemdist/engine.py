@@ -40,6 +40,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
+        """Whether this is the rank that speaks for all."""
         return self.rank == 0
 
 
@@ -126,6 +127,7 @@ def on_every(action: Callable[[], Result]) -> Result:
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seeds Python, numpy and torch; `deterministic`: and takes only algorithms that repeat."""
     random.seed(seed)
     np.random.seed(seed % (1 << 32))
     torch.manual_seed(seed)

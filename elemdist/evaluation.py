@@ -56,6 +56,7 @@ class Judge(Trained):
         return shards
 
     def batches(self, shards: ShardSet, samples: int) -> Any:
+        """Batches of a set, the first `samples` of it; 0: all."""
         reading = open_reading(self.config)
         return evaluation_batches(shards, self.asked.micro_samples, 0, 1, samples, reading)
 

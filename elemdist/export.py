@@ -108,6 +108,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:
+    """Writes JSON as transformers does."""
     path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -112,6 +112,7 @@ def figures_part(found: Checkpoint, figures: str | None) -> list[str]:
 
 
 def told_value(value: float) -> str:
+    """A figure of the model card."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
@@ -135,6 +136,7 @@ def last_evaluation(found: Checkpoint) -> dict[str, Any]:
 
 
 def read_figures(path: str) -> dict[str, Any]:
+    """What `elemdist eval --out` wrote. Raises UserError where it is no such file."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(found, dict):

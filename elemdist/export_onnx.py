@@ -26,6 +26,7 @@ class LogitsOnly(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, N, V) or (B, N) and (B, N) to the logits."""
         logits = self.model(input_ids, attention_mask).logits
         assert isinstance(logits, Tensor)
         return logits
@@ -71,6 +72,7 @@ def write_onnx(folder: Path, config: ModelConfig) -> None:
 
 
 def load(folder: Path, config: ModelConfig) -> Any:
+    """The exported model, as a user loads it."""
     fit_torchvision()
     import transformers
 

@@ -15,9 +15,24 @@ XX_HASHES = ("xxh3_128", "xxh128", "xxh3_64", "xxh64", "xxh32")  # the fast ones
 LARGEST = 1 << 32  # a shard says in 32 bits where its samples start
 
 
+def content_of(path: str, place: str = "") -> bytes:
+    """What a file holds. Raises UserError, which begins with `place`, where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{place}cannot read {path}: {reason}") from error
+
+
 class Digest(Protocol):
-    def update(self, data: Any, /) -> None: ...
-    def hexdigest(self) -> str: ...
+    """A running hash, as hashlib and xxhash have them."""
+
+    def update(self, data: Any, /) -> None:
+        """Takes more bytes."""
+
+    def hexdigest(self) -> str:
+        """The hash of the bytes so far."""
 
 
 @dataclass(frozen=True)

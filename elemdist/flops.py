@@ -61,6 +61,7 @@ assert set(GPUS) == set(get_args(GpuName))
 
 
 def words(name: str) -> set[str]:
+    """The words of a device's name."""
     return set(name.replace("-", " ").split())
 
 

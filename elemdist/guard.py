@@ -32,6 +32,7 @@ class GuardedAdamW(torch.optim.AdamW):
     refuse: Callable[[], bool] | None = None
 
     def step(self, closure: Any = None) -> Any:
+        """As AdamW's, unless `refuse` says no."""
         if self.refuse is not None and self.refuse():
             return None
         return super().step(closure)

@@ -47,6 +47,7 @@ class ByteReading:
     are masked together: a single byte is too easy to guess."""
 
     def positions(self, rows_BNV: np.ndarray, cut: Cut) -> Positions:
+        """As Reading.positions."""
         data_P, slot_P, start_S = bytes_of(rows_BNV, cut, PAD)
         length_S = lengths(start_S, len(data_P))
         key_P = slot_P // rows_BNV.shape[2] + np.repeat(cut.key_S - cut.start_S, length_S)
@@ -61,6 +62,7 @@ class CanineReading:
     """
 
     def positions(self, rows_BNV: np.ndarray, cut: Cut) -> Positions:
+        """As Reading.positions."""
         data, _, start_S = bytes_of(rows_BNV, cut, PAD)
         first_P = character_starts(data, start_S)
         size_P = lengths(first_P, len(data))

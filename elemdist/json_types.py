@@ -25,6 +25,7 @@ def misfit(value: Any, kind: Any, name: str = "it") -> str | None:
 
 
 def fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a type."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return True
@@ -40,5 +41,6 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def short(value: Any) -> str:
+    """A value for a message."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

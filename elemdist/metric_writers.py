@@ -30,6 +30,7 @@ def tell(line: str) -> None:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
@@ -44,6 +45,7 @@ class AppendedFile:
         self.whole_bytes: int | None = None  # of the file before a write that failed
 
     def write(self, piece: bytes) -> None:
+        """Appends, now or, where the disk is full, with a later piece."""
         self.pending.append(piece)
         try:
             self.append()
@@ -75,6 +77,7 @@ class Board:
         self.drop_after(step)
 
     def add(self, **content: Any) -> None:
+        """Appends an event."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -89,6 +92,7 @@ class Board:
         self.add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, figures: dict[str, float]) -> None:
+        """Figures of a step."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=name, simple_value=x) for name, x in figures.items()]
@@ -150,12 +154,15 @@ class WandbRun:
         tell(f"wandb: {self.run.url or 'offline, in ' + str(run_dir / 'wandb')}")
 
     def write(self, step: int, figures: dict[str, float]) -> None:
+        """Figures of a step."""
         self.call(lambda: self.run.log({**figures, "step": step}))
 
     def close(self) -> None:
+        """Ends the run."""
         self.call(lambda: self.run.finish())
 
     def call(self, action: Callable[[], Any]) -> None:
+        """Does it, unless W&B has failed before; its failure is told once and ends nothing."""
         if self.run is None:
             return
         try:

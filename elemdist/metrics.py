@@ -68,9 +68,11 @@ class Reporter:
             self.write_line("event", step, {"event": what, **figures})
 
     def superseded(self) -> bool:
+        """Whether another attempt has begun, so that this one may write no more."""
         return self.attempt is not None and self.attempt.superseded()
 
     def write_line(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        """A line of metrics.jsonl."""
         time_s = round(self.before_s + time.perf_counter() - self.start, 3)
         line = {"kind": kind, "step": step, "time_s": time_s, **figures}
         self.lines.write((json.dumps(finite(line), allow_nan=False) + "\n").encode())
@@ -85,6 +87,7 @@ class Reporter:
         self.board.drop_after(step)
 
     def close(self) -> None:
+        """Ends what has to be ended."""
         if self.wandb is not None:
             self.wandb.close()
 

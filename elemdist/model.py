@@ -96,6 +96,7 @@ class Encoder(nn.Module):
         return self.final_norm(self.stack(x_TW, segments, self.turn(position_T)))
 
     def forward(self, rows_TV: Tensor, position_T: Tensor, segments: Segments) -> Any:
+        """(T, V) -> (T, W); see the class for a classifier with a wide part."""
         if not self.wide:
             return self.contextual(self.embed(rows_TV, position_T), position_T, segments)
         x_TW, *answers = self.embedding(rows_TV, answers=True)
@@ -222,6 +223,7 @@ class Model(nn.Module):
         select_M: Tensor | None = None,
         target_MV: Tensor | None = None,
     ) -> Tensor | Scores:
+        """See the class."""
         x_TW = self.encoder(rows_TV, position_T, segments)
         if self.config.wide:
             x_TW, *materials = x_TW

@@ -52,9 +52,8 @@ class ModelConfig:
     @property
     def slots(self) -> int:
         """V as the model sees it: the bytes of one position."""
-        return {"elementwise": self.v, "byte": 1, "canine": CHARACTER_BYTES, "subword": 1}[
-            self.model.input
-        ]
+        own = {"byte": 1, "canine": CHARACTER_BYTES, "subword": 1}
+        return own.get(self.model.input, self.v)
 
     @property
     def elements(self) -> int:
@@ -77,6 +76,7 @@ class ModelConfig:
 
     @property
     def embedding_width(self) -> int:
+        """Floats of an embedded position."""
         return self.model.embedding_width or self.model.width
 
     @property
@@ -86,9 +86,11 @@ class ModelConfig:
 
     @property
     def causal(self) -> bool:
+        """Whether a row sees only those before it."""
         return self.model.backbone == "decoder"
 
     def to_json(self) -> dict[str, Any]:
+        """For config.json."""
         return asdict(self)
 
     @classmethod

@@ -69,19 +69,23 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> 
 
 
 def paragraph(words: str, kind: str = "") -> str:
+    """A paragraph of plain words."""
     shown = f' class="{kind}"' if kind else ""
     return f"<p{shown}>{escape(words)}</p>"
 
 
 def code(words: str) -> str:
+    """Lines as they are."""
     return f"<pre><code>{escape(words)}</code></pre>"
 
 
 def section(heading: str, *parts: str) -> str:
+    """A heading and its parts, which are HTML."""
     return f"<section><h2>{escape(heading)}</h2>{''.join(parts)}</section>"
 
 
 def folded(heading: str, *parts: str, is_open: bool = False) -> str:
+    """Parts that a click opens."""
     shown = " open" if is_open else ""
     return f"<details{shown}><summary>{escape(heading)}</summary>{''.join(parts)}</details>"
 

@@ -54,6 +54,7 @@ class Misfits:
                 self.flags.append(f"--{name.replace('_', '-')} {value}")
 
     def note(self, fact: str, remedy: str) -> None:
+        """Something that does not fit, and what would."""
         self.facts.append(fact)
         if remedy not in self.remedies:
             self.remedies.append(remedy)
@@ -160,6 +161,7 @@ def wanted_settings(theirs: dict[str, Any], ours: ModelConfig, own_input: bool) 
 
 
 def hidden_act(theirs: dict[str, Any]) -> str:
+    """Their activation, or the one that their kind has where nothing is said."""
     return str(theirs.get("hidden_act", DEFAULT_ACT[theirs["model_type"]]))
 
 

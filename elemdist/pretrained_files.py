@@ -88,4 +88,5 @@ def listed_files(index: Path) -> list[Path]:
 
 
 def one_line(error: Exception) -> str:
+    """The first line of what an error says, or its name."""
     return (str(error) or type(error).__name__).splitlines()[0]

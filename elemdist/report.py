@@ -78,6 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def evaluations(metrics: Metrics) -> list[dict[str, Any]]:
+    """The evaluations of a run, by step."""
     return list(metrics.get("eval", {}).values())
 
 
@@ -135,6 +136,7 @@ def about(name: str, path: Path, metrics: Metrics) -> str:
 
 
 def evaluation_table(metrics: Metrics) -> Iterator[str]:
+    """The newest of them as a table, if there are any."""
     found = evaluations(metrics)[-EVALUATIONS:]
     keys = [key for key in SHOWN if any(key in one for one in found)]
     if found:
@@ -150,6 +152,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
+    """A value as text."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -169,6 +172,7 @@ def settings_part(path: Path) -> Iterator[str]:
 
 
 def environment_part(path: Path) -> Iterator[str]:
+    """What environment.json says, folded up."""
     file = path / "environment.json"
     if file.is_file():
         rows = [[key, shown(value)] for key, value in flat(read_json(file)).items()]

@@ -25,6 +25,7 @@ def figures_part(name: str, found: dict[str, Any]) -> str:
 
 
 def evaluation(found: dict[str, Any]) -> list[str]:
+    """The parts about what `elemdist eval` wrote."""
     intervals = found.get("intervals") or {}
     words = [f"{key}: {value}" for key, value in found.items() if isinstance(value, str)]
     rows = [
@@ -51,6 +52,7 @@ def evaluation(found: dict[str, Any]) -> list[str]:
 
 
 def interval(bounds: Any) -> str:
+    """Bounds in words; empty without any."""
     return f"{bounds[0]:.4f} to {bounds[1]:.4f}" if isinstance(bounds, list) else ""
 
 
@@ -67,12 +69,14 @@ def nested(told: str, first: str, groups: dict[str, Any]) -> str:
 
 
 def as_cell(value: Any) -> page.Cell:
+    """A value of JSON as a cell."""
     if isinstance(value, list):
         return " to ".join(map(str, value))
     return value if isinstance(value, (*NUMBERS, str)) else None
 
 
 def reliability(bins: list[dict[str, float]]) -> str:
+    """A picture of how often what is said with so much confidence is true."""
     figure = Figure(figsize=(4.8, 4.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], "--", color="0.6")
@@ -143,11 +147,13 @@ def comparison_part(name: str, found: dict[str, Any]) -> str:
 
 
 def spread(summary: dict[str, Any]) -> str:
+    """Mean and deviation."""
     deviation = summary["deviation"]
     return f"{summary['mean']:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
 def test_cells(tests: dict[str, Any]) -> list[page.Cell]:
+    """The paired tests as cells."""
     seeds, documents = tests["seeds"], tests.get("documents") or {}
     bounds = documents.get("interval")
     return [seeds["difference"], seeds["p"], interval(bounds), documents.get("p")]

@@ -107,6 +107,8 @@ def asked(settings: RobustnessSettings) -> list[tuple[str, float, int]]:
 def judged(
     model: TextClassifier, texts: list[str], truth_BL: np.ndarray, settings: RobustnessSettings
 ) -> dict[str, Any]:
+    """Figures of a classifier on these texts; `truth_BL`: their labels. Raises UserError where the
+    thresholds asked for are not as many as its labels."""
     score_BL = model.scores(texts, settings.micro_samples)
     threshold: float | np.ndarray = model.settings.classify.threshold
     if settings.threshold is not None:
@@ -143,6 +145,7 @@ def known_points(settings: RobustnessSettings) -> Points:
 
 
 def save(settings: RobustnessSettings, points: Points, unknown: dict[str, int]) -> None:
+    """Writes the points so far, if they are to be kept."""
     if settings.out:
         found = {"settings": same(settings), "unknown_labels": unknown, "points": points}
         text = json.dumps(found, indent=2, ensure_ascii=False)

@@ -104,6 +104,7 @@ def environment() -> dict[str, Any]:
 
 
 def version(name: str) -> str | None:
+    """The version of an installed distribution; None without one."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -54,6 +54,7 @@ class Context:
         return torch.cat(outputs)
 
     def read_part(self, rows_TV: Tensor) -> Tensor:
+        """Takes rows (T, V) in behind those before; the vectors (T, W) of them."""
         first = 0 if self.rows_PV is None else len(self.rows_PV)
         position_T = torch.arange(first, first + len(rows_TV), device=rows_TV.device)
         x_TW, turn = self.encoder.embed(rows_TV, position_T), self.encoder.turn(position_T)

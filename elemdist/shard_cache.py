@@ -47,6 +47,7 @@ class LocalFolder:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
 
     def exists(self, name: str) -> bool:
+        """Whether there is a file of that name."""
         return os.path.exists(os.path.join(self.path, name))
 
     def exists_beside(self, name: str) -> bool:
@@ -86,9 +87,11 @@ class RemoteFolder:
         )
 
     def exists(self, name: str) -> bool:
+        """Whether there is an object of that name."""
         return self._exists(f"{self._root}/{name}")
 
     def exists_beside(self, name: str) -> bool:
+        """Whether there is one beside the folder."""
         above = self._root.rpartition("/")[0]
         return bool(above) and self._exists(f"{above}/{name}")
 
@@ -246,6 +249,7 @@ class Ahead:
         self._pid = os.getpid()
 
     def ask(self, numbers: Iterable[int]) -> None:
+        """Shards that will be wanted soon, by number."""
         if self._pid != os.getpid():  # forked: the threads stayed behind
             self.__init__(self._make)  # type: ignore[misc]
         with self._lock:

@@ -30,34 +30,18 @@ from elemdist.engine import (
 )
 from elemdist.errors import Superseded, UserError
 from elemdist.flops import stated_tflops
-from elemdist.geometry import check_geometry, config_for, label_columns
 from elemdist.guard import Guard
 from elemdist.inputs import MORE, open_reading, some_documents, some_rows
 from elemdist.metric_writers import tell
 from elemdist.metrics import Reporter
-from elemdist.mixture import Mixture, open_mixture
 from elemdist.model import Model
-from elemdist.model_config import ModelConfig
-from elemdist.sequence_parallel import check_split, open_groups
-from elemdist.shards import ShardSet
+from elemdist.run_data import Data, facts_of, open_data
+from elemdist.sequence_parallel import open_groups
 from elemdist.stop import StopRequest
 from elemdist.tally import Tally
 from elemdist.timing import Stopwatch
 from elemdist.trace import Trace
 from elemdist.watchdog import Watchdog
-
-
-@dataclass(frozen=True)
-class Data:
-    """The sets of a run, and the shape of the model that they and the settings give."""
-
-    train: Mixture
-    held_out: ShardSet | None
-    config: ModelConfig
-
-    @property
-    def sample_bytes(self) -> int:
-        return self.train.n * self.train.v
 
 
 @dataclass
@@ -67,44 +51,6 @@ class Position:
 
     step: int = 0
     batches: int = 0
-
-
-def open_data(settings: TrainSettings, ranks: Ranks) -> Data:
-    """Opens the sets, checks that the model can be trained on them, and compares their hashes
-    where that is asked for. All ranks call it together.
-
-    Raises:
-        UserError: on all ranks, where any of them finds a flaw.
-    """
-
-    def work() -> Data:
-        train = open_mixture(settings.data)
-        held_out = ShardSet(settings.data.eval) if settings.data.eval else None
-        config = config_for(settings, train)
-        check_split(config.model.heads, settings.sequence_parallel)
-        if held_out is not None:
-            check_geometry(config, held_out)
-            if config.labels is not None:
-                label_columns(config.labels, held_out)
-        for shards in (train, held_out):
-            if shards is not None and settings.data.verify:
-                shards.verify(ranks.rank, ranks.world_size)
-        return Data(train, held_out, config)
-
-    return on_every(work)
-
-
-def facts_of(settings: TrainSettings, data: Data, plan: BatchPlan, bf16: bool) -> dict[str, Any]:
-    """What a resumed run must agree with, so that it goes on with the same global batches."""
-    shape = data.config.to_json()
-    del shape["model"]["tokenizer"]  # the shards say which one it is, wherever it lies
-    return {
-        **shape,
-        "data": data.train.fingerprint,
-        "bf16": bf16,
-        "global_samples": plan.global_samples,
-        "seed": settings.seed,
-    }
 
 
 def build_model(
@@ -207,6 +153,7 @@ class Session:
         return attempt
 
     def plan_batch(self) -> BatchPlan:
+        """How the ranks share a step. Raises UserError where they cannot."""
         settings = self.settings
         return plan_batch(
             settings.batch,

@@ -17,6 +17,7 @@ import numpy as np
 
 from elemdist.batch import Cut, Positions, bytes_of, lengths
 from elemdist.errors import UserError
+from elemdist.file_info import content_of
 from elemdist.model_config import Symbols
 from elemdist.rows import DOC, FIRST_SPECIAL, SEP
 
@@ -50,6 +51,7 @@ class SubwordReading:
     most: int
 
     def positions(self, rows_BNV: np.ndarray, cut: Cut) -> Positions:
+        """As Reading.positions."""
         data, _, byte_S = bytes_of(rows_BNV, cut, FIRST_SPECIAL)
         first_S = rows_BNV.reshape(-1)[cut.start_S * rows_BNV.shape[2]]
         symbol_S = ((first_S == DOC) | (first_S == SEP)).astype(np.int64)
@@ -148,12 +150,7 @@ def read_tokenizer(path: str | None) -> bytes:
             "model.tokenizer: input subword needs the tokenizer.json that its shards were made"
             " with; set --model.tokenizer FILE"
         )
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"model.tokenizer: cannot read {path}: {reason}") from error
+    return content_of(path, "model.tokenizer: ")
 
 
 def open_tokenizer(path: str | None) -> Tokenizer:

@@ -28,6 +28,7 @@ TableGradient = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What gradients of a dtype are added up in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -92,6 +93,7 @@ class Lookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, rows_V: Tensor) -> Tensor:
+        """(..., V) uint8 -> (..., V, C)."""
         ctx.save_for_backward(rows_V)
         ctx.shape = table.shape
         if table.ndim == 2:
@@ -103,6 +105,7 @@ class Lookup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_VC: Tensor) -> tuple[Tensor | None, None]:
+        """The gradient of the table, (E, C) or (V, E, C)."""
         if not ctx.needs_input_grad[0]:
             return None, None
         (rows_V,) = ctx.saved_tensors

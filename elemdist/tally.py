@@ -35,6 +35,7 @@ class Tally:
         self.reset()
 
     def reset(self) -> None:
+        """Begins an interval."""
         self.start = time.perf_counter()
         self.steps = self.bad_steps = 0
         self.bytes = self.rows = self.samples = self.flops = 0.0

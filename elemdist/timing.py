@@ -35,12 +35,15 @@ class HostClock:
         self.seconds = 0.0
 
     def start(self) -> float:
+        """A span begins; to be handed to stop()."""
         return time.perf_counter()
 
     def stop(self, started: float) -> None:
+        """It ends."""
         self.seconds += time.perf_counter() - started
 
     def take(self) -> float:
+        """Seconds of all spans since the last call."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
@@ -53,20 +56,24 @@ class StreamClock:
         self.spans: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def start(self) -> torch.cuda.Event:
+        """A span of the device's work begins; to be handed to stop()."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def stop(self, started: torch.cuda.Event) -> None:
+        """It ends, when the device comes to it."""
         self.spans.append((started, self.start()))
         while len(self.spans) > MANY_SPANS and self.spans[0][1].query():
             self.add_first()
 
     def add_first(self) -> None:
+        """Adds up the oldest span, which has ended."""
         started, ended = self.spans.popleft()
         self.seconds += started.elapsed_time(ended) / 1e3
 
     def take(self) -> float:
+        """Seconds of all spans since the last call; waits for the device."""
         while self.spans:
             self.spans[0][1].synchronize()
             self.add_first()

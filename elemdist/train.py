@@ -247,11 +247,13 @@ class Run:
 
 
 def raise_error(error: UserError | None) -> None:
+    """Raises it, if there is one."""
     if error is not None:
         raise error
 
 
 def is_due(step: int, every: int, last: int) -> bool:
+    """Whether something is due that comes every so many steps (0: never), and behind the last."""
     return step == last or bool(every and step % every == 0)
 
 

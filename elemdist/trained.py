@@ -101,6 +101,7 @@ class TextClassifier(Trained):
         return document_scores(self.model, batches, self.device, config, every_L).score_BL
 
     def batches(self, rows_BNV: np.ndarray, micro_samples: int) -> Iterator[tuple[Batch, int]]:
+        """Samples (B, N, V) as batches, each with how many samples it has."""
         for first in range(0, len(rows_BNV), micro_samples):
             part = rows_BNV[first : first + micro_samples]
             nothing_BL = np.zeros((len(part), len(self.labels)), np.uint8)

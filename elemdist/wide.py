@@ -59,6 +59,7 @@ class Counts(nn.Module):
         self.weight = nn.Parameter(torch.ones(units))
 
     def forward(self, segments: Segments, *materials: Any) -> Tensor:
+        """A unit vector for each segment, (S, K)."""
         return F.normalize(self.logs(segments, *materials) * self.weight.float(), dim=-1)
 
     def logs(

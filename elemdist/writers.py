@@ -91,9 +91,11 @@ class ByteWriter:
 
     @property
     def whole(self) -> bool:
+        """Whether no character is begun and unfinished."""
         return not self.utf8.missing
 
     def row(self, head: nn.Module, x_1W: Tensor, table: Tensor | None) -> Tensor:
+        """As Writer.row."""
         slots = itertools.count()
 
         def choose(logits_1E: Tensor) -> Tensor:
@@ -110,6 +112,7 @@ class ByteWriter:
         return generate(head, x_1W, table, choose)
 
     def text(self, row_1V: Tensor) -> str | None:
+        """As Writer.text."""
         row = bytes(row_1V[0].tolist())
         if row[0] == DOC:
             return None
@@ -144,10 +147,12 @@ class TokenWriter:
                 self.stream.step(self.tokenizer, number)
 
     def row(self, head: nn.Module, x_1W: Tensor, table: Tensor | None) -> Tensor:
+        """As Writer.row."""
         logits_E = head(x_1W, table)[0, 0]
         number = self.choose(logits_E, self.allowed_E)
         return torch.tensor([[number]], dtype=torch.int32, device=x_1W.device)
 
     def text(self, row_1V: Tensor) -> str | None:
+        """As Writer.text."""
         number = int(row_1V)
         return None if number == self.end else self.stream.step(self.tokenizer, number) or ""

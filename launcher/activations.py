@@ -36,10 +36,12 @@ class Pass:
 
     @property
     def model(self) -> ModelSettings:
+        """The model's settings."""
         return self.config.model
 
 
 def gated(model: ModelSettings) -> bool:
+    """Whether the feed-forward has a gate beside it."""
     return model.activation == "geglu"
 
 
@@ -62,6 +64,7 @@ def block_bytes(model: ModelSettings, c: int, tiled: bool, shared: bool = False)
 
 
 def is_tiled(run: Pass, rows: float) -> bool:
+    """Whether the feed-forward takes so many rows in several tiles."""
     return 0 < run.memory.tile_rows < rows
 
 

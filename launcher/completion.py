@@ -52,6 +52,7 @@ def options_of(verb: str) -> dict[str, list[str]]:
 
 
 def values_of(kind: object) -> list[str]:
+    """The values that a type of setting can have, where they can be listed."""
     if kind is bool:
         return ["true", "false"]
     if typing.get_origin(kind) is typing.Literal:
@@ -91,10 +92,12 @@ def bash(verbs: Iterable[str]) -> str:
 
 
 def zsh(verbs: Iterable[str]) -> str:
+    """The script for zsh, which reads that of bash."""
     return "autoload -U +X bashcompinit && bashcompinit\n" + bash(verbs)
 
 
 def fish(verbs: Iterable[str]) -> str:
+    """The script for fish."""
     names = " ".join(verbs)
     first = f"not __fish_seen_subcommand_from {names}"
     lines = [f"complete -c elemdist -n {first!r} -a {names!r}"]

@@ -58,6 +58,7 @@ class End:
 
 
 def is_failure(end: End) -> bool:
+    """Whether an attempt ended in another way than done or stopped on request."""
     return end.code not in (0, EXIT_STOPPED)
 
 

@@ -77,6 +77,7 @@ def examine() -> Report:
 
 
 def version_of(distribution: str) -> str | None:
+    """The version of an installed distribution; None without one."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -199,6 +200,7 @@ def as_text(report: Report) -> str:
 
 
 def device_lines(report: Report) -> list[tuple[str, str]]:
+    """Of torch and the GPUs: (what, what is said of it)."""
     torch_report = report["torch"]
     if torch_report is None:
         return [("torch", "none that works")]
@@ -224,6 +226,7 @@ def device_lines(report: Report) -> list[tuple[str, str]]:
 
 
 def space(place: Report) -> str:
+    """A folder and the room in it."""
     if place["free_gb"] is None:
         return f"there is no {place['folder']}"
     return f"{place['folder']}, {place['free_gb']} GB free"

@@ -141,6 +141,7 @@ def write_launch(settings: LaunchSettings, run_dir: Path) -> None:
 
 
 def say_submitted(run_dir: Path, numbers: Sequence[str]) -> None:
+    """Tells where a run begins, and as which jobs."""
     step = newest_step(run_dir)
     begins = f"goes on from step {step}" if step else "begins"
     print(f"{run_dir}: {begins} as job {', '.join(numbers)}; elemdist status {run_dir} follows it")

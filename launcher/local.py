@@ -83,6 +83,7 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
 
 
 def start_rank(words: Sequence[str], environment: dict[str, str]) -> Process:
+    """Starts a rank in a session of its own, which SIGTERM reaches when this process is gone."""
     return subprocess.Popen(
         words,
         env=environment,
@@ -120,6 +121,7 @@ def end(processes: Sequence[Process], grace_s: float) -> None:
 
 
 def say(line: str) -> None:
+    """A line of the launcher's, on standard error."""
     print(f"elemdist train: {line}", file=sys.stderr, flush=True)
 
 
@@ -141,6 +143,7 @@ class Job:
         self.forced = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: keeps the signal for the loop."""
         self.received.append(number)
 
     def pass_on(self) -> None:
@@ -199,6 +202,7 @@ class Job:
 
 
 def is_failure(code: int | None) -> bool:
+    """Whether a rank ended in another way than done or stopped on request; None: it still runs."""
     return code not in (None, 0, EXIT_STOPPED)
 
 

@@ -46,6 +46,7 @@ class Case:
 
     @property
     def stage(self) -> int:
+        """ZeRO's."""
         return int(self.settings.zero.stage)
 
     def with_sample(self, n: int) -> Case:
@@ -166,6 +167,7 @@ def in_host(case: Case) -> float:
 
 
 def total(case: Case) -> float:
+    """Bytes of a device, of all parts."""
     return sum(on_device(case).values())
 
 

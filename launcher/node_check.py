@@ -33,6 +33,7 @@ Report = dict[str, Any]
 
 
 def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that all nodes must have alike."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -183,10 +184,17 @@ def come_together(
 
 
 def one_line(error: Exception) -> str:
+    """What an error says, on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def main(folder: str, run_dir: str, groups: str, reduce: str, patience_s: str) -> int:
+    """What a node's process does: look, add up with the others, report. Returns the exit code.
+
+    Args:
+        folder: for the reports. groups: JSON, nodes that add up together. reduce, patience_s: what
+            is added up, and the seconds it may take.
+    """
     sys.path.pop(0)  # this folder, whose names must not shadow a library's
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     (group,) = (one for one in json.loads(groups) if node in one["nodes"])

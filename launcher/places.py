@@ -41,6 +41,7 @@ class Here:
         self.settings, self.run_dir, self.recipe = settings, run_dir, recipe
 
     def nodes(self) -> list[str]:
+        """The nodes that there are: this machine."""
         return [os.uname().nodename]
 
     def bad_nodes(self, words: Sequence[str] = UNFIT) -> dict[str, str]:
@@ -48,6 +49,7 @@ class Here:
         return {}
 
     def words(self, attempt: Attempt, nodes: list[str]) -> list[str]:
+        """The command line that starts the ranks of an attempt on these nodes."""
         ranks = str(self.settings.world_size)
         here = [sys.executable, "-u", "-m", "elemdist.cli", "train", str(self.recipe)]
         return [*here, "--run-dir", str(self.run_dir), "--resume", "--ranks", ranks]
@@ -105,6 +107,7 @@ class InJob(Here):
         self.all_nodes = host_names(os.environ["SLURM_JOB_NODELIST"])
 
     def nodes(self) -> list[str]:
+        """As Here.nodes: those of the job."""
         return self.all_nodes
 
     @cached_property
@@ -113,6 +116,7 @@ class InJob(Here):
         return addresses_of(",".join(self.all_nodes))
 
     def bad_nodes(self, words: Sequence[str] = UNFIT) -> dict[str, str]:
+        """As Here.bad_nodes, by what SLURM says of them."""
         found = {}
         listed = slurm.ask("sinfo", "-h", "-N", "-n", ",".join(self.all_nodes), "-o", "%N %T")
         for line in listed.splitlines():
@@ -122,6 +126,7 @@ class InJob(Here):
         return found
 
     def words(self, attempt: Attempt, nodes: list[str]) -> list[str]:
+        """As Here.words: srun in front of the ranks."""
         settings = self.settings
         ranks = [sys.executable, "-u", str(TRAIN), str(self.recipe)]
         ranks += ["--run-dir", str(self.run_dir), "--resume"]
@@ -158,11 +163,13 @@ class InJob(Here):
         }
 
     def start(self, attempt: Attempt, nodes: list[str]) -> Process:
+        """As Here.start."""
         return start_srun(
             self.words(attempt, nodes), step_environment() | self.environment(attempt, nodes)
         )
 
     def answer(self, nodes: list[str], patience_s: float) -> bool:
+        """As Here.answer, by a step that does nothing."""
         process = start_srun([*self.step_words(nodes, 1), "--quiet", "true"], step_environment())
         try:
             return process.wait(patience_s) == 0
@@ -171,6 +178,7 @@ class InJob(Here):
             return False
 
     def end_now(self, process: Process) -> None:
+        """As Here.end_now."""
         end_srun(process)
 
     def others(self) -> list[slurm.Job]:
@@ -180,9 +188,11 @@ class InJob(Here):
         return [job for job in slurm.jobs(name=self.name) if job.id != self.job]
 
     def enough_nodes(self, bad: set[str]) -> bool:
+        """As Here.enough_nodes."""
         return len(set(self.all_nodes) - bad) >= self.settings.nodes
 
     def back_into_queue(self, without: Sequence[str] = ()) -> None:
+        """As Here.back_into_queue."""
         others = self.others()
         for job in others if without else []:
             names = f"ExcNodeList={self.excluded(without)}"
@@ -217,12 +227,14 @@ class InJob(Here):
         return True
 
     def finish(self) -> None:
+        """As Here.finish: jobs of the chain that still wait go."""
         waiting = [job.id for job in self.others() if job.state == "PENDING"]
         if waiting:
             slurm.call("scancel", *waiting)
 
 
 def start_srun(words: list[str], environment: dict[str, str]) -> Process:
+    """Starts srun in a session of its own, so that Ctrl-C reaches the launcher alone."""
     return subprocess.Popen(
         words, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
     )

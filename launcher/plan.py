@@ -60,6 +60,7 @@ class PlanSettings(TrainSettings):
 
     @property
     def world_size(self) -> int:
+        """Ranks of the run."""
         return self.gpus or self.ranks or 1
 
     @property

@@ -141,6 +141,7 @@ def problems(found: dict[str, Report], nodes: list[str], gpus: int) -> dict[str,
 
 
 def other_versions(report: Report, usual: dict[str, str]) -> str | None:
+    """In what a node's versions differ from the usual ones; None: in nothing."""
     theirs = report["versions"]
     differing = sorted(name for name in usual | theirs if usual.get(name) != theirs.get(name))
     if not differing:
@@ -150,6 +151,7 @@ def other_versions(report: Report, usual: dict[str, str]) -> str | None:
 
 
 def broken_gpu(report: Report, gpus: int) -> str | None:
+    """What is wrong with a node's GPUs, of which there should be so many; None: nothing."""
     if len(report["gpus"]) < gpus:
         return f"the driver shows {len(report['gpus'])} GPUs instead of {gpus}"
     for gpu in report["gpus"]:

@@ -50,6 +50,7 @@ def case_of(settings: PlanSettings, config: ModelConfig, sizes: dict[str, int]) 
 
 
 def batch_of(settings: PlanSettings, config: ModelConfig) -> BatchPlan:
+    """How the ranks share a step. Raises UserError where they cannot."""
     sample_bytes = config.n * config.v
     world_size = settings.world_size
     return plan_batch(settings.batch, sample_bytes, world_size, settings.sequence_parallel)
@@ -154,6 +155,7 @@ class Work:
 
 
 def work_of(settings: PlanSettings, case: Case) -> Work:
+    """What a step of these settings computes, at its most: full samples."""
     config, batch = case.config, batch_of(settings, case.config)
     rows = sample_rows(config)
     sample = step_flops(config, [rows], predicted_rows(settings, rows))
@@ -177,6 +179,7 @@ def work_lines(settings: PlanSettings, case: Case) -> list[str]:
 
 
 def duration(seconds: float) -> str:
+    """Seconds in words, in the unit that suits them."""
     for name, length in (("hours", 3600), ("minutes", 60)):
         if seconds >= length:
             return f"{seconds / length:.3g} {name}"

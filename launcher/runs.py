@@ -85,6 +85,7 @@ def logs(argv: list[str], description: str | None) -> int:
 
 
 def log_of(run_dir: Path, settings: LogsSettings) -> Path | None:
+    """The file that is asked for; None: there is none yet."""
     if settings.job:
         found = sorted((run_dir / "launch").glob("job-*.log"), key=os.path.getmtime)
         return found[-1] if found else None

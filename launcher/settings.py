@@ -119,6 +119,7 @@ class LaunchSettings(PlanSettings):
 
     @property
     def world_size(self) -> int:
+        """Ranks of the run."""
         return self.nodes * self.per_node
 
     def run_folder(self) -> Path:

@@ -101,6 +101,7 @@ def one_line(text: str) -> str:
 
 
 def is_here() -> bool:
+    """Whether SLURM's commands are installed."""
     return shutil.which("sbatch") is not None
 
 
@@ -131,6 +132,7 @@ def partitions() -> list[str]:
 
 
 def default_partition() -> str | None:
+    """The partition of jobs that name none; None: the cluster has no such."""
     for name in ask("sinfo", "-h", "-o", "%P").split():
         if name.endswith("*"):
             return name.rstrip("*")
@@ -187,6 +189,7 @@ def check_request(words: Sequence[str], asked: str) -> None:
 
 
 def listed(names: Sequence[str]) -> str:
+    """Names in order, for a message."""
     return ", ".join(sorted(names)) or "none"
 
 

@@ -84,6 +84,7 @@ def run_folders(places: list[str]) -> list[Path]:
 
 
 def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run."""
     return any((path / name).exists() for name in ("launch", "end.json", "settings.yaml"))
 
 
@@ -127,6 +128,7 @@ def status_of(run_dir: Path, queue: Sequence[slurm.Job] | None) -> Status:
 
 
 def steps_of(run_dir: Path) -> int:
+    """Steps that a run is to have; 0: not known."""
     for name in ("launch/recipe.yaml", "settings.yaml"):
         if (run_dir / name).is_file():
             try:

@@ -82,6 +82,7 @@ def command(variables: dict[str, str], words: Sequence[str]) -> str:
 
 
 def setup_text(settings: LaunchSettings) -> str:
+    """The lines of slurm.setup, for the script."""
     return "".join(f"{line}\n" for line in ["# slurm.setup", *settings.slurm.setup])
 
 

@@ -48,6 +48,7 @@ T = TypeVar("T")
 
 
 def say(line: str) -> None:
+    """A line with the time, for the log of the job."""
     print(f"elemdist: {time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
@@ -175,6 +176,7 @@ class Supervisor:
             return {}
 
     def take_signals(self, process: subprocess.Popen[bytes] | None = None) -> None:
+        """Acts on the signals since the last call; a second Ctrl-C ends `process` at once."""
         while self.signals:
             number = self.signals.pop(0)
             if number == signal.SIGINT and self.asked is not None and process is not None:
@@ -221,6 +223,7 @@ class Supervisor:
                 time.sleep(AGAIN_S)
 
     def pause(self) -> None:
+        """Waits before another try, until a signal comes."""
         deadline = time.monotonic() + self.settings.retry.pause_s
         while time.monotonic() < deadline and not self.signals:
             time.sleep(POLL_S)
@@ -236,6 +239,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def note(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: keeps the signal for the loop."""
         self.signals.append(number)
 
 

@@ -15,7 +15,7 @@ from elemdist import compile_check
 from elemdist.attention import BACKENDS, backend
 from elemdist.compile_check import compile_obstacle
 from launcher import missing
-from tests.conftest import elemdist, expect_user_error, run_command
+from tests.conftest import ELEMDIST, elemdist, expect_user_error, run_command
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_another_package_of_our_name_is_broken(tmp_path):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-tools\nVersion: 1.0\n")
     (info / "top_level.txt").write_text("data_prep\n")
-    done = elemdist("doctor", PYTHONPATH=str(tmp_path))
+    done = run_command(ELEMDIST, "doctor", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1, done.stderr
     broken = [line for line in done.stdout.splitlines() if line.startswith("BROKEN")]
     assert len(broken) == 2
@@ -127,12 +127,12 @@ def test_a_launcher_that_is_not_ours_is_one_line(tmp_path):
 
 def test_a_torch_that_cannot_be_imported_is_broken(tmp_path):
     make_package(tmp_path, "torch", "raise ImportError('libtorch.so: not found\\nand more')")
-    done = elemdist("doctor", "--json", PYTHONPATH=str(tmp_path))
+    done = run_command(ELEMDIST, "doctor", "--json", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
     assert report["torch"] is None
     assert report["problems"] == ["torch cannot be imported: libtorch.so: not found"]
-    done = elemdist("doctor", PYTHONPATH=str(tmp_path))
+    done = run_command(ELEMDIST, "doctor", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1, done.stderr
     assert "BROKEN              torch cannot be imported: libtorch.so: not found" in done.stdout
 

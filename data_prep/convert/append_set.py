@@ -26,6 +26,7 @@ from data_prep.mds import stored
 from data_prep.readers.mds_files import MdsFolder
 from data_prep.store import LocalStore, write_error
 from elemdist.errors import UserError
+from elemdist.locks import lock
 from elemdist.remote import is_url, public
 
 STAGE = ".append-"  # folder in the set, for as long as an append lasts
@@ -81,19 +82,12 @@ def locked(path: str) -> Iterator[None]:
     Raises:
         UserError: one is at work.
     """
-    import fcntl
-
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another append to {path} is at work: wait for its end") from None
-        except OSError:  # a file system without locks
-            pass
+        lock(handle, f"another append to {path} is at work: wait for its end")
         yield
     finally:
         os.close(handle)

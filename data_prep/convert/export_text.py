@@ -35,8 +35,11 @@ CHOOSING = ("with_labels", "shuffle")
 class Writer(Protocol):
     """Takes documents."""
 
-    def add(self, text: bytes, labels: list[str]) -> None: ...
-    def close(self) -> None: ...
+    def add(self, text: bytes, labels: list[str]) -> None:
+        """A document and its labels. Raises UserError where the format cannot hold it."""
+
+    def close(self) -> None:
+        """Writes what is still held back."""
 
 
 def export(settings: ConvertSettings, folders: list[MdsFolder]) -> None:
@@ -191,12 +194,14 @@ class JsonLines:
         self._file, self._closed, self._labelled = file, closed, labelled
 
     def add(self, text: bytes, labels: list[str]) -> None:
+        """As Writer.add; a line of JSON."""
         record: dict[str, Any] = {"text": text.decode()}
         if self._labelled:
             record["labels"] = labels
         self._file.write(orjson.dumps(record) + b"\n")
 
     def close(self) -> None:
+        """As Writer.close; ends the compressed streams, too."""
         self._file.flush()
         for one in self._closed:
             one.close()
@@ -220,6 +225,7 @@ class ParquetText:
         self._held = 0
 
     def add(self, text: bytes, labels: list[str]) -> None:
+        """As Writer.add; written by the row group."""
         if len(text) > LONGEST_CELL:
             raise UserError(
                 f"a document of {len(text):,} bytes does not fit into Parquet: to jsonl"
@@ -231,6 +237,7 @@ class ParquetText:
         self._held += len(text) + 64  # so that many empty ones are a group, too
 
     def close(self) -> None:
+        """As Writer.close."""
         self._flush()
         self._file.close()
 

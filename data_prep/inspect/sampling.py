@@ -50,6 +50,7 @@ class SetSample:
 
     @property
     def read(self) -> int:
+        """How many rows there are."""
         return len(self._rows)
 
     def documents(self) -> Iterator[SetDocument]:

@@ -140,20 +140,25 @@ class StoredFile(io.RawIOBase):
         self._stored, self._size, self._at = stored, size, 0
 
     def readable(self) -> bool:
+        """As io.RawIOBase."""
         return True
 
     def seekable(self) -> bool:
+        """As io.RawIOBase."""
         return True
 
     def tell(self) -> int:
+        """As io.RawIOBase."""
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As io.RawIOBase."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         self._at = base + offset
         return self._at
 
     def readinto(self, buffer: Any) -> int:
+        """As io.RawIOBase; one request to the store a call."""
         found = self._stored.read(self._at, len(buffer))
         buffer[: len(found)] = found
         self._at += len(found)

@@ -48,6 +48,7 @@ class Found:
 
     @property
     def name(self) -> str:
+        """The file's name without its folders."""
         return posixpath.basename(self.relative)
 
     @property

@@ -19,6 +19,7 @@ FULL_ANSWER = 3.0  # what a unit of the mixing layer gave, at the start, to its 
 
 
 def layer_norm(width: int, biases: bool = True) -> nn.LayerNorm:
+    """Layer norm with the epsilon of training."""
     return nn.LayerNorm(width, eps=NORM_EPS, bias=biases)
 
 
@@ -32,9 +33,11 @@ class SlotMixing(nn.Module):
         self.out = nn.Parameter(torch.empty(width, inner))
 
     def inner(self, x_W: Tensor) -> Tensor:
+        """What the units answer, before their ReLU: (..., W) -> (..., K)."""
         return F.linear(F.layer_norm(x_W, x_W.shape[-1:]), self.into, self.bias)
 
     def forward(self, x_W: Tensor) -> Tensor:
+        """(..., W) -> (..., W)."""
         return x_W + F.linear(F.relu(self.inner(x_W)), self.out)
 
 
@@ -61,6 +64,7 @@ class ElementwiseEmbedding(nn.Module):
         self.mixing = SlotMixing(width, config.mixing) if config.mixing else nn.Identity()
 
     def side_by_side(self, bytes_BNV: Tensor) -> Tensor:
+        """The embeddings of the bytes, (B, N, V) -> (B, N, W)."""
         if self.uncased:
             bytes_BNV = lower(bytes_BNV)
         if self.table.ndim == 2:
@@ -74,6 +78,7 @@ class ElementwiseEmbedding(nn.Module):
         return F.relu(self.mixing.inner(self.side_by_side(bytes_BNV))) / FULL_ANSWER
 
     def forward(self, bytes_BNV: Tensor) -> Tensor:
+        """(B, N, V) -> (B, N, W)."""
         return self.mixing(self.side_by_side(bytes_BNV))
 
 
@@ -85,6 +90,7 @@ def rotation(places: Tensor, head_width: int, base: float) -> tuple[Tensor, Tens
 
 
 def rotate(x_BNHD: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns queries or keys, (B, N, H, D), by their positions."""
     cos, sin = (part.to(x_BNHD.dtype) for part in turn)
     one, two = x_BNHD.chunk(2, dim=-1)
     return torch.cat([one * cos - two * sin, one * sin + two * cos], dim=-1)
@@ -118,6 +124,7 @@ class Block(nn.Module):
     def attend(
         self, x_BNW: Tensor, allowed_BHQK: Tensor, turn: tuple[Tensor, Tensor] | None
     ) -> Tensor:
+        """The attention's part of the residual sum."""
         q, k, v = self.qkv(x_BNW).unflatten(-1, (3, self.heads, -1)).unbind(2)
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
@@ -126,6 +133,7 @@ class Block(nn.Module):
         return self.drop(self.out(x_BHND.transpose(1, 2).flatten(2)))
 
     def feed(self, x_BNW: Tensor) -> Tensor:
+        """The feed-forward's part of the residual sum."""
         x_BNF = self.up(x_BNW)
         if self.gated:
             x_BNF, gate_BNF = x_BNF.chunk(2, dim=-1)
@@ -137,6 +145,7 @@ class Block(nn.Module):
     def forward(
         self, x_BNW: Tensor, allowed_BHQK: Tensor, turn: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
+        """(B, N, W) -> (B, N, W)."""
         if self.post_norm:
             x_BNW = self.attention_norm(x_BNW + self.attend(x_BNW, allowed_BHQK, turn))
             return self.feedforward_norm(x_BNW + self.feed(x_BNW))

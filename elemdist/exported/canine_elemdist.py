@@ -24,6 +24,7 @@ class HashEmbedding(nn.Module):
         self.tables = nn.Parameter(torch.empty(hashes, buckets, config.embedded // hashes))
 
     def forward(self, code_BN: Tensor) -> Tensor:
+        """Code points (B, N) -> (B, N, W)."""
         hashes, buckets, _ = self.tables.shape
         rows = [
             (code_BN + 1) * prime % buckets + k * buckets for k, prime in enumerate(PRIMES[:hashes])
@@ -38,6 +39,7 @@ def molecule_mask(mask_BN: Tensor, rate: int) -> Tensor:
 
 
 def molecules(positions: int, rate: int) -> int:
+    """How many there are of so many positions."""
     return max(1, positions // rate)
 
 
@@ -53,6 +55,7 @@ class DownSampling(nn.Module):
         self.norm = layer_norm(config.width, config.biases)
 
     def forward(self, x_BNW: Tensor) -> Tensor:
+        """(B, N, W) -> molecules (B, M, W)."""
         others = molecules(x_BNW.shape[1], self.rate) - 1
         x_BMF = x_BNW[:, : others * self.rate].unflatten(1, (others, self.rate)).flatten(2)
         x_BMW = F.gelu(self.conv(x_BMF), approximate=self.tanh)
@@ -72,6 +75,7 @@ class UpSampling(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x_BNW: Tensor, x_BMW: Tensor, mask_BN: Tensor) -> Tensor:
+        """Positions (B, N, W), each with its molecule, -> (B, N, W)."""
         count_B1 = (mask_BN.sum(1, keepdim=True) // self.rate).clamp(min=1)
         place_N = torch.arange(x_BNW.shape[1], device=x_BNW.device)
         own_BN = torch.minimum(place_N // self.rate + 1, count_B1 - 1)

@@ -32,6 +32,7 @@ class ElementHead(nn.Module):
         self.table = None if config.tied else nn.Parameter(torch.empty(shape))
 
     def forward(self, x_BNW: Tensor, table: Tensor | None, target_BNV: Tensor | None) -> Tensor:
+        """(B, N, W) -> logits (B, N, V, E); the targets are not looked at."""
         table = self.table if table is None else table
         assert table is not None
         x_BNW = self.norm(F.gelu(self.dense(x_BNW), approximate=self.tanh))
@@ -66,6 +67,7 @@ class SlotDecoder(nn.Module):
         return self.norm(x_MVW) @ self.table.T + self.bias_VE
 
     def forward(self, x_BNW: Tensor, table: Tensor | None, target_BNV: Tensor | None) -> Tensor:
+        """(B, N, W) -> logits (B, N, V, E), given the targets or its own choices."""
         x_MVW = self.spread(x_BNW).flatten(0, 1).unflatten(-1, (self.slots, -1))
         if target_BNV is None:
             target_MV = torch.full(x_MVW.shape[:2], PAD, device=x_BNW.device)
@@ -86,6 +88,7 @@ class Counts(nn.Module):
         self.weight = nn.Parameter(torch.empty(units))
 
     def forward(self, answer_BNK: Tensor, mask_BN: Tensor) -> Tensor:
+        """What a document's materials answer, (B, N, K) -> (B, K)."""
         place_N = torch.arange(mask_BN.shape[1], device=mask_BN.device)
         weight_N = 1 + self.lead * (place_N / -LEAD_ROWS).exp()
         count_BK = (answer_BNK.float() * (mask_BN * weight_N).unsqueeze(-1)).sum(1)
@@ -101,6 +104,7 @@ class Wide(nn.Module):
         self.weight = nn.Parameter(torch.empty(labels, units))
 
     def forward(self, answer_BNK: Tensor, mask_BN: Tensor) -> Tensor:
+        """(B, N, K) -> logits (B, L)."""
         return F.linear(self.counts(answer_BNK, mask_BN).to(self.weight.dtype), self.weight)
 
 
@@ -118,6 +122,7 @@ class Classifier(nn.Module):
         self.wide = Wide(*wide) if config.wide else None
 
     def pooled(self, x_BNW: Tensor, mask_BN: Tensor) -> Tensor:
+        """(B, N, W) -> (B, W)."""
         if self.pooling == "doc":
             return x_BNW[:, 0]
         mask_BN1 = mask_BN.bool().unsqueeze(-1)
@@ -130,6 +135,7 @@ class Classifier(nn.Module):
         return (x_BNW * mask_BN1).sum(1) / length_B1
 
     def forward(self, x_BNW: Tensor, mask_BN: Tensor, answer_BNK: Tensor | None = None) -> Tensor:
+        """(B, N, W) -> logits (B, L)."""
         x_BW = torch.tanh(self.dense(self.pooled(x_BNW, mask_BN)))
         logits_BL = self.labels(self.drop(x_BW))
         return logits_BL if self.wide is None else logits_BL + self.wide(answer_BNK, mask_BN)

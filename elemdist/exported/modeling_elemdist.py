@@ -28,6 +28,8 @@ from .heads_elemdist import IGNORED, PAD, Classifier, ElementHead, SlotDecoder, 
 
 
 class ElemdistPreTrainedModel(PreTrainedModel):
+    """What all of these have in common."""
+
     config_class = ElemdistConfig
     base_model_prefix = "elemdist"
     main_input_name = "input_ids"
@@ -68,6 +70,7 @@ class ElemdistModel(ElemdistPreTrainedModel):
         self.post_init()
 
     def block(self) -> Block:
+        """A block of the stack."""
         config = self.config
         return Block(
             *(config.width, config.heads, config.feedforward),
@@ -88,6 +91,7 @@ class ElemdistModel(ElemdistPreTrainedModel):
         return first_BN.ne(self.config.pad_token_id)
 
     def embed(self, input_ids: Tensor) -> Tensor:
+        """What goes into the first block, (B, N, W)."""
         input = self.config.input
         x_BNW = self.embedding(input_ids.unsqueeze(-1) if input == "byte" else input_ids)
         if self.positions is not None:
@@ -174,6 +178,7 @@ class ElemdistForMaskedLM(ElementPrediction):
         labels: Tensor | None = None,
         **_: Any,
     ) -> MaskedLMOutput:
+        """The logits, (B, N, V, E); with `labels` the loss, too."""
         loss, logits = self.predicted(input_ids, attention_mask, labels, 0)
         return MaskedLMOutput(loss=loss, logits=logits)
 
@@ -188,6 +193,7 @@ class ElemdistForCausalLM(ElementPrediction):
         labels: Tensor | None = None,
         **_: Any,
     ) -> CausalLMOutput:
+        """The logits, (B, N, V, E); with `labels` the loss, too."""
         loss, logits = self.predicted(input_ids, attention_mask, labels, 1)
         return CausalLMOutput(loss=loss, logits=logits)
 
@@ -208,6 +214,7 @@ class ElemdistForSequenceClassification(ElemdistPreTrainedModel):
         labels: Tensor | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput:
+        """The logits, (B, L); with `labels` the loss, too."""
         x_BNW = self.elemdist(input_ids, attention_mask).last_hidden_state
         if attention_mask is None:
             attention_mask = self.elemdist.mask(input_ids)

@@ -140,4 +140,5 @@ class ElemdistTokenizer:
         return bytes(byte for byte in flat if byte < FIRST_SPECIAL).decode("utf-8", "replace")
 
     def batch_decode(self, batch: Tensor | list[Any], **options: Any) -> list[str]:
+        """As decode, of several."""
         return [self.decode(ids, **options) for ids in batch]

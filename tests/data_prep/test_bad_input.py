@@ -22,7 +22,7 @@ from data_prep.settings import InputSettings, ShardSettings
 from elemdist import temporary
 from elemdist.errors import UserError
 from elemdist.shards import ShardSet
-from tests.conftest import elemdist, expect_user_error
+from tests.conftest import ELEMDIST, expect_user_error, run_command
 
 GOOD = b'{"text": "one", "labels": ["x"]}\n'
 LABELLED = InputSettings(labels_field="labels")
@@ -224,9 +224,9 @@ def test_folder_for_temporary_files(tmp_path: Path, more: int) -> None:
     with tempfile.TemporaryDirectory(prefix="elemdist-", dir="/tmp") as folder:
         longest = Path(folder) / ("x" * (temporary.LONGEST_BYTES - len(folder) - 1 + more))
         longest.mkdir()
-        done = elemdist(
-            "shard", path, "--out", tmp_path / "out", "--n", "8", "--v", "4", "--item-mb", "1",
-            "--processes", "2", TMPDIR=str(longest),
+        done = run_command(
+            ELEMDIST, "shard", path, "--out", tmp_path / "out", "--n", "8", "--v", "4",
+            "--item-mb", "1", "--processes", "2", TMPDIR=str(longest),
         )  # fmt: skip
         if more:
             expect_user_error(done, "TMPDIR", "export TMPDIR=/tmp")
