@@ -298,6 +298,7 @@ def test_nothing_is_left_behind(runs):
 def test_a_thousand_steps_with_a_kill_every_fifty_end_like_those_without(packed, tmp_path):
     """The soak. Every start is killed about 50 steps on, in another place."""
     more = ["--steps", "1000", "--checkpoint-every", "20", "--eval-every", "0", "--log-every", "50"]
+    more += ["--batch.micro-samples", "8"]  # one pass a step
     whole = options(packed, tmp_path / "whole", *more)
     train(tmp_path / "log", 2, *whole)
     words, rng, kills, last = options(packed, tmp_path / "run", *more), random.Random(1), 0, 0
