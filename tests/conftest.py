@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def run_command(
 
 def elemdist(*words: str | Path, **options: str) -> subprocess.CompletedProcess[str]:
     return run_command(ELEMDIST, *words, **options)
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+    """Returns as soon as the condition holds; fails, with `what` was awaited, when it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
 
 
 def expect_user_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:
