@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,6 +47,14 @@ def elemdist(
     from tests.verbs import run_verb
 
     return run_verb([str(word) for word in words], {**os.environ, **environment}, cwd, timeout)
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+    """Returns as soon as the condition holds; fails, with `what` was awaited, when it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
 
 
 def expect_user_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:

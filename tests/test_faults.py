@@ -30,50 +30,11 @@ from elemdist.errors import (
     EXIT_USER_ERROR,
 )
 from elemdist.stop import read_end
-from tests.conftest import TINY, metrics
+from tests.conftest import metrics, wait_until
+from tests.disturbed_runs import STEPS, Runs, finished, options
 from tests.forked import Training, train
-from tests.test_elastic import same_run
 
-STEPS, EVERY = 20, 4
 CODES_OF_A_LOSS = {-signal.SIGKILL, EXIT_LOST}
-
-
-class Runs:
-    """A run and its undisturbed twin."""
-
-    def __init__(self, data: Path, folder: Path, undisturbed: Path) -> None:
-        self.data, self.folder, self.undisturbed = data, folder, undisturbed
-        self.run, self.log = folder / "run", folder / "log"
-
-    def words(self, *more: str) -> list[str | Path]:
-        return options(self.data, self.run, *more)
-
-    def start(self, *more: str, fault: str = "", **facts: object) -> Training:
-        return Training(self.log, 2, *self.words(*more), fault=fault, **facts)
-
-    def go_on(self, *more: str) -> str:
-        """Resumes; the curve must be that of the undisturbed run, and no finished step lost."""
-        before = len(self.log.read_text())
-        found = finished(self.run)
-        out = train(self.log, 2, *self.words("--resume", *more))[before:]
-        assert f"resumed after step {found}" in out
-        same_run(self.run, self.undisturbed, STEPS)
-        assert read_end(self.run)["state"] == "done"
-        assert not list(self.run.glob("checkpoints/.writing-*"))
-        return out
-
-
-def options(data: Path, run: Path, *more: str) -> list[str | Path]:
-    return [
-        "--run-dir", run, "--data.train", data / "train", *TINY, "--zero.stage", "2",
-        "--steps", str(STEPS), "--checkpoint-every", str(EVERY), *more,
-    ]  # fmt: skip
-
-
-def finished(run: Path) -> int:
-    """The step of the newest checkpoint that is whole, 0 without one."""
-    names = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
-    return find(str(run)).step if names else 0
 
 
 @pytest.fixture(scope="module")
@@ -88,19 +49,12 @@ def runs(packed: Path, tmp_path: Path, undisturbed: Path) -> Runs:
     return Runs(packed, tmp_path, undisturbed)
 
 
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("number", range(6))
 def test_a_rank_is_killed_at_a_random_moment(number, runs):
     """Any moment, in a step or between two."""
     rng = random.Random(number)
     training = runs.start()
-    wait_for(lambda: "step 1/" in training.output())
+    wait_until(lambda: "step 1/" in training.output(), "step 1")
     time.sleep(rng.uniform(0, 1.5))
     training.kill(rng.randrange(2), signal.SIGKILL)
     codes = training.codes()
@@ -125,7 +79,7 @@ def test_a_rank_is_killed_inside_the_writing_of_a_checkpoint(victim, moment, run
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_rank_saves_and_ends_all(number, runs):
     training = runs.start(fault="slow", seconds=0.1)
-    wait_for(lambda: "step 2/" in training.output())
+    wait_until(lambda: "step 2/" in training.output(), "step 2")
     training.kill(1, number)
     assert training.codes() == [EXIT_STOPPED] * 2, training.output()
     (step,) = map(int, re.findall(r"stopped by SIG\w+ after step (\d+)", training.output()))
@@ -285,7 +239,7 @@ def test_nothing_is_left_behind(runs):
     """No process, no shared memory, no port: what a killed rank leaves, and those around it."""
     before = set(Path("/dev/shm").iterdir())
     training = runs.start()
-    wait_for(lambda: "step 2/" in training.output())
+    wait_until(lambda: "step 2/" in training.output(), "step 2")
     training.kill(0, signal.SIGKILL)
     training.codes()
     assert all(not process.is_alive() for process in training.processes)
