@@ -53,11 +53,13 @@ def import_deepspeed() -> Any:
 
 
 def leave_out_muon() -> None:
-    """Every engine asks whether its optimizer is Muon, which is never so here; importing Muon would
-    load torch's compiler, a second or more of every rank's start."""
-    muon = ModuleType("deepspeed.runtime.zero.muon.muon_optimizer")
-    muon.MuonWithAuxAdam = type("MuonWithAuxAdam", (), {})  # type: ignore[attr-defined]
-    sys.modules.setdefault(muon.__name__, muon)
+    """Every engine imports the optimizer Muon, which is never used here, to ask whether it is; that
+    would load torch's compiler and sympy, a second or more of every rank's start."""
+    place = "deepspeed.runtime.zero.muon"
+    for name, part in (("muon_optimizer", "MuonWithAuxAdam"), ("original_muon", "muon_update")):
+        muon = ModuleType(f"{place}.{name}")
+        setattr(muon, part, type(part, (), {}))
+        sys.modules.setdefault(muon.__name__, muon)
 
 
 def use_bf16(settings: TrainSettings, device: torch.device) -> bool:
