@@ -56,7 +56,8 @@ def test_the_commands_run(cluster: Cluster, place: Path):
     assert "partition: gpu" in ours.read_text()
     ours.write_text(OURS)
     base = place / "runs" / "base"
-    run("launch", *SMALL, "--steps", "100000", "--checkpoint-every", "0", "--eval-every", "0")
+    long = ["--steps", "100000", "--checkpoint-every", "0", "--eval-every", "0"]
+    run("launch", *SMALL, *long, "--cluster", str(ours))  # a name is one beside elemdist itself
     wait_for(lambda: (base / "metrics.jsonl").exists(), "the first step", 180)
     assert "runs/base" in run("status")
     assert "runs/base: stopped after step " in run("cancel", timeout=120)
