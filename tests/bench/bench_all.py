@@ -140,6 +140,13 @@ def summary(found: dict[str, Done]) -> list[str]:
     ]
 
 
+def markdown(found: dict[str, Done]) -> str:
+    """The same as a Markdown table, without the seconds."""
+    rows = [row[:-1] for name, done in found.items() for row in rows_of(name, done)]
+    lines = [HEAD[:-1], tuple("---" for _ in HEAD[:-1]), *rows]
+    return "".join(f"| {' | '.join(cell.strip() for cell in line)} |\n" for line in lines)
+
+
 def chosen_names(only: list[str] | None) -> list[str]:
     """Raises UserError where one of them does not exist."""
     known = [name for name in benchmarks() if name != "all"]
@@ -172,6 +179,7 @@ def main() -> int:
             found[name] = run_one(name, chosen.quick)
             report["seconds"] = time.perf_counter() - start
             write_result(chosen.out / "bench.json", json.dumps(report, indent=1) + "\n")
+            write_result(chosen.out / "bench.md", markdown(found))
     except KeyboardInterrupt:
         interrupted = True
     if found:
