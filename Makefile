@@ -54,7 +54,7 @@ test-browser: setup
 
 test-cluster: setup
 	tests/cluster/install.sh
-	$(BIN)/python -m pytest tests/cluster
+	ELEMDIST_NEED_SLURM=1 $(BIN)/python -m pytest tests/cluster
 
 lint: setup
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ TOPICS = {
     "kitchen": ["onion", "Brot", "pepper", "soupe", "рис", "鍋", "butter", "oven"],
     "rail": ["train", "Gleis", "signal", "gare", "поезд", "駅", "ticket", "delay"],
 }
+NO_GPU = "no CUDA GPU here; make test on a machine with one"  # why a test is skipped
 COMMON = ["the", "and", "of", "was", "near", "very", "once", "again", "it", "then"]
 
 
@@ -86,6 +87,26 @@ def write_corpus(path: Path, documents: int, seed: int) -> Path:
             record = {"id": number, "text": " ".join(words) + ".", "labels": labels}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return path
+
+
+APART = {"tests/browser": "make test-browser", "tests/cluster": "make test-cluster"}
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """A table of what was not tested. A skip's reason is "why; what makes it run"."""
+    ignored = config.getoption("ignore") or []
+    rows = [(name, "has a target of its own", APART[name]) for name in ignored if name in APART]
+    for report in terminalreporter.stats.get("skipped", []):
+        why, _, how = report.longrepr[2].removeprefix("Skipped: ").partition("; ")
+        rows.append((report.nodeid, why, how or "the reason does not say"))
+    if rows:
+        rows.insert(0, ("not tested", "why", "what makes it run"))
+        name_width, why_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+        terminalreporter.section(f"not tested: {len(rows) - 1}")
+        for name, why, how in rows:
+            terminalreporter.write_line(f"{name:{name_width}} | {why:{why_width}} | {how}")
 
 
 @pytest.fixture(scope="session", autouse=True)

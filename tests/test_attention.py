@@ -11,7 +11,7 @@ from elemdist import attention_kernels, window_attention
 from elemdist.attention import Segments, attention, backend, backends, choose, flash, starts
 from elemdist.attention_kernels import ALL, BACKENDS, Packed, Window, trial
 from elemdist.errors import UserError
-from tests.conftest import run_command
+from tests.conftest import NO_GPU, run_command
 
 CPU = torch.device("cpu")
 LENGTHS = [(5,), (1, 1, 3), (2, 2, 2), (1, 4, 4, 9, 30)]
@@ -171,6 +171,9 @@ HERE = [
     for name, reason in backends(torch.device(device), dtype).items()
     if reason is None
 ]
+if not torch.cuda.is_available():
+    skipped = pytest.mark.skip(reason=NO_GPU)
+    HERE.append(pytest.param("varlen", "cuda", torch.bfloat16, id="cuda", marks=skipped))
 
 
 @pytest.fixture
@@ -289,7 +292,7 @@ def test_a_back_end_that_is_none_or_cannot_run_is_a_users_mistake(free_choice):
     assert choose("sdpa", CPU, torch.float32) == "sdpa"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
 def test_on_a_gpu_float32_runs_sdpa_and_bfloat16_a_flash_kernel():
     device = torch.device("cuda")
     assert backend(device, torch.float32) == "sdpa"

@@ -164,7 +164,10 @@ def test_without_a_cxx_compiler_there_is_no_torch_compile(monkeypatch, tmp_path)
         assert "triton is not installed" in str(compile_obstacle("cuda"))
 
 
-@pytest.mark.skipif(compile_obstacle() is not None, reason="torch.compile cannot work here")
+@pytest.mark.skipif(
+    compile_obstacle() is not None,
+    reason=f"torch.compile cannot work here, {compile_obstacle()}, then make test",
+)
 def test_with_no_obstacle_torch_compile_works(tmp_path):
     code = (
         "import torch\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -219,9 +218,6 @@ def test_the_line_of_progress_fits_and_leaves_out_what_there_is_not():
     assert "None" not in progress_line(1, 2, {"loss": 1.0, "grad_norm": None, "mfu": None}, 5)
 
 
-wandb_installed = importlib.util.find_spec("wandb") is not None
-
-
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A run folder, and W&B's own files in the test's folder."""
@@ -239,7 +235,6 @@ def stored(run: Path) -> bytes:
     return b"".join(path.read_bytes() for path in run.glob("wandb/**/*") if path.is_file())
 
 
-@pytest.mark.skipif(not wandb_installed, reason="wandb is not installed")
 def test_weights_and_biases_gets_one_run_for_all_starts_and_no_secrets(offline, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["elemdist", "--data.train", "s3://b/x?signature=hunter2"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "correct-horse")
@@ -262,7 +257,6 @@ def test_weights_and_biases_gets_one_run_for_all_starts_and_no_secrets(offline, 
     assert [line["step"] for line in lines(offline)] == [1, 1, 2, 2]
 
 
-@pytest.mark.skipif(not wandb_installed, reason="wandb is not installed")
 def test_weights_and_biases_that_fails_does_not_end_training(offline, capsys):
     reporter = Reporter(offline, 0, "elementwise-tests")
     assert reporter.wandb is not None
@@ -275,7 +269,6 @@ def test_weights_and_biases_that_fails_does_not_end_training(offline, capsys):
     assert len(lines(offline)) == 2
 
 
-@pytest.mark.skipif(not wandb_installed, reason="wandb is not installed")
 def test_mistakes_with_weights_and_biases_get_one_line(offline):
     with pytest.raises(UserError, match=r"wandb: project 'a/b' cannot be opened: .*offline"):
         Reporter(offline, 0, "a/b")

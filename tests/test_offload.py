@@ -37,7 +37,7 @@ def test_offload_to_memory_changes_no_number(tmp_path):
 
 @pytest.mark.skipif(
     "ELEMDIST_TEST_NVME" not in os.environ,
-    reason="needs libaio-dev and compiles for minutes; ELEMDIST_TEST_NVME=1 runs it",
+    reason="needs libaio-dev and compiles for minutes; ELEMDIST_TEST_NVME=1 make test",
 )
 def test_offload_to_a_disk_changes_no_number(tmp_path):
     """The model is wide enough to be swapped: DeepSpeed keeps parts below 1 MB in memory."""

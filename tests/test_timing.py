@@ -10,6 +10,7 @@ import torch
 
 from elemdist import timing
 from elemdist.timing import Stopwatch, StreamClock
+from tests.conftest import NO_GPU
 
 
 def test_seconds_add_up_by_part_and_start_again_at_a_report():
@@ -51,7 +52,7 @@ def test_a_use_costs_less_than_two_microseconds():
     assert min(timeit.repeat(use, number=1000, repeat=50)) / 1000 < 2e-6
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
 def test_on_cuda_the_stream_is_timed_and_the_host_does_not_wait(monkeypatch):
     monkeypatch.setattr(timing, "MANY_SPANS", 4)
     watch = Stopwatch(torch.device("cuda"))

@@ -40,7 +40,7 @@ def chromium() -> str:
     found = shutil.which("chromium")
     if found is None:
         assert "ELEMDIST_NEED_BROWSER" not in os.environ, "chromium is not installed"
-        pytest.skip("chromium is not installed; make test-browser installs it")
+        pytest.skip("chromium is not installed; make test-browser")
     return found
 
 

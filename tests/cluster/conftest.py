@@ -25,7 +25,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A running cluster."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
-        pytest.skip(f"SLURM tests run as root, with {', '.join(missing or NEEDED)} installed")
+        lacking = f"{', '.join(missing)} not installed" if missing else "only root starts a SLURM"
+        assert "ELEMDIST_NEED_SLURM" not in os.environ, lacking
+        pytest.skip(f"{lacking}; as root: make test-cluster")
     found = Cluster(tmp_path_factory.mktemp("slurm"))
     try:
         found.start()

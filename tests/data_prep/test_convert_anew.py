@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+import tokenizers
 from converted_sets import (
     DOCS,
     content,
@@ -59,7 +60,6 @@ def test_packed_and_back(packed_set: Path, tmp_path: Path) -> None:
 
 
 def test_the_tokenizer_of_a_set(tmp_path: Path) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
     paths = []
     for name, words in (("one", ["a", "b"]), ("two", ["a", "b", "x"])):
         made = tokenizers.Tokenizer(

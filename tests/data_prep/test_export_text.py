@@ -7,6 +7,7 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 from converted_sets import (
@@ -55,7 +56,6 @@ def test_text_and_back_are_the_same_shards(
 
 
 def test_parquet(document_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pq = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr("data_prep.convert.export_text.GROUP_BYTES", 100_000)
     path = run(document_set, tmp_path / "text.parquet", to="parquet")
     file = pq.ParquetFile(path)

@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
+import unicode_segmentation_rs as rust
 from cutting import (
     LINES,
     TOKENIZERS,
@@ -81,7 +82,6 @@ def test_sentences_of_the_standard(case: str) -> None:
 def same_as_rust(text: str) -> None:
     """Compares with the implementation in Rust, which has no dictionaries, and of sentences gives
     only those with a letter or digit."""
-    rust = pytest.importorskip("unicode_segmentation_rs")
     wanted = set(accumulate(map(len, rust.split_word_bounds(text))))
     for place in wanted ^ set(accumulate(map(len, materials(text, "uax29")))):
         around = {unicodedata.name(c, "?").split()[0] for c in text[max(0, place - 2) : place + 2]}

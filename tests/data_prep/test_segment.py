@@ -119,7 +119,9 @@ def trained_tokenizer(path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.skipif(CORPUS is None, reason="ELEMDIST_TEST_CORPUS names no .jsonl[.zst] file")
+@pytest.mark.skipif(
+    CORPUS is None, reason="no corpus is given; ELEMDIST_TEST_CORPUS=FILE.jsonl[.zst] make test"
+)
 @pytest.mark.parametrize("segmenter", [*SEGMENTERS, *NAMES])
 def test_outside_corpus(segmenter: str, tmp_path: Path) -> None:
     tokenizer = trained_tokenizer(tmp_path / "bpe.json") if segmenter == "subword" else None
