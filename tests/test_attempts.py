@@ -12,9 +12,10 @@ import pytest
 from elemdist.attempts import VARIABLE, Attempt, numbers
 from elemdist.errors import EXIT_STOPPED, EXIT_SUPERSEDED, EXIT_USER_ERROR, Superseded, UserError
 from elemdist.stop import read_end
+from tests.conftest import wait_until
+from tests.disturbed_runs import STEPS, finished, options
 from tests.forked import Training, train
 from tests.test_elastic import same_run
-from tests.test_faults import STEPS, finished, options, wait_for
 
 
 def test_every_start_gets_a_number_of_its_own(tmp_path):
@@ -88,7 +89,7 @@ def undisturbed(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_stop_file_saves_and_ends_all_ranks(packed, tmp_path, undisturbed):
     run, log = tmp_path / "run", tmp_path / "log"
     training = Training(log, 2, *options(packed, run), fault="slow", seconds=0.2)
-    wait_for(lambda: "step 2/" in training.output())
+    wait_until(lambda: "step 2/" in training.output(), "step 2")
     Attempt.newest(run).ask_to_stop("the time limit of the job")
     assert training.codes() == [EXIT_STOPPED] * 2, training.output()
     end = read_end(run)
@@ -101,7 +102,7 @@ def test_a_stop_file_saves_and_ends_all_ranks(packed, tmp_path, undisturbed):
 def test_the_same_run_twice_at_once_is_refused_and_the_first_goes_on(packed, tmp_path):
     run = tmp_path / "run"
     training = Training(tmp_path / "log", 2, *options(packed, run), fault="slow", seconds=0.3)
-    wait_for(lambda: "step 2/" in training.output())
+    wait_until(lambda: "step 2/" in training.output(), "step 2")
     words = options(packed, run, "--resume")
     out = train(tmp_path / "log 2", 1, *words, code=EXIT_USER_ERROR)
     assert "is being trained by process" in out
@@ -116,7 +117,7 @@ def test_a_zombie_that_wakes_up_is_refused(moment, packed, tmp_path, undisturbed
     zombie = Training(
         tmp_path / "zombie", 2, *options(packed, run), fault="freeze", moment=moment, step=8
     )
-    wait_for(lambda: all(stands_still(process.pid) for process in zombie.processes))
+    wait_until(lambda: all(stands_still(one.pid) for one in zombie.processes), "a stop")
     before = finished(run)
     assert before == (8 if moment == "clear up" else 4)
     out = train(

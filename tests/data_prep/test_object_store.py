@@ -13,12 +13,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from elemdist.shards import ShardSet
-from tests.conftest import ELEMDIST, elemdist, expect_user_error
+from tests.conftest import ELEMDIST, elemdist, expect_user_error, wait_until
 from tests.data_prep.corpora import write_corpus
 
 BUCKET = "s3://corpora"
@@ -66,13 +67,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 os.environ[name] = value
 
 
-def objects(prefix: str) -> dict[str, bytes]:
-    """Key beneath a prefix -> content."""
+def client_of_store() -> Any:
     import boto3
 
-    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket="corpora", Prefix=prefix)
-    keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+    return boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+
+
+def keys_of(prefix: str) -> list[str]:
+    """All keys with a prefix."""
+    pages = client_of_store().get_paginator("list_objects_v2")
+    found = pages.paginate(Bucket="corpora", Prefix=prefix)
+    return [entry["Key"] for page in found for entry in page.get("Contents", [])]
+
+
+def objects(prefix: str) -> dict[str, bytes]:
+    """Key beneath a prefix -> content."""
+    client, keys = client_of_store(), keys_of(prefix)
     return {
         key[len(prefix) :].lstrip("/"): client.get_object(Bucket="corpora", Key=key)["Body"].read()
         for key in keys
@@ -80,7 +90,7 @@ def objects(prefix: str) -> dict[str, bytes]:
 
 
 def test_write_kill_resume_read(store: str, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "made.jsonl", 6000)
+    corpus = write_corpus(tmp_path / "made.jsonl", 15_000)
     local = tmp_path / "set"
     done = elemdist("shard", corpus, "--out", local, *OPTIONS)
     assert done.returncode == 0, done.stderr
@@ -95,11 +105,13 @@ def test_write_kill_resume_read(store: str, tmp_path: Path) -> None:
         process = subprocess.Popen(
             [ELEMDIST, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        count = len(objects("set/.elemdist/done"))
-        for _ in range(600):
-            if len(objects("set/.elemdist/done")) > count or process.poll() is not None:
-                break
-            time.sleep(0.05)
+        count = len(keys_of("set/.elemdist/done"))
+        wait_until(
+            lambda count=count, process=process: (
+                len(keys_of("set/.elemdist/done")) > count or process.poll() is not None
+            ),
+            "an item that is done",
+        )
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             killed += 1
