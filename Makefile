@@ -66,4 +66,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build demo bench *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
