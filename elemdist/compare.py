@@ -127,7 +127,8 @@ def claimed(out: Path, settings: CompareSettings) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"out: cannot write into {out}: {error.strerror or error}") from None
     try:
-        lock(handle, f"out: another process compares in {out}; wait for it")
+        if flaw := lock(handle, f"out: another process compares in {out}; wait for it"):
+            tell(f"{out} cannot be locked ({flaw}): see to it that no other comparison runs there")
         stated = out / "compare.yaml"
         if not stated.exists():
             if unknown := [child.name for child in out.iterdir() if child.name != ".lock"]:

@@ -54,7 +54,7 @@ def import_deepspeed() -> Any:
 
 def leave_out_muon() -> None:
     """Every engine imports the optimizer Muon, which is never used here, to ask whether it is; that
-    would load torch's compiler and sympy, a second or more of every rank's start."""
+    would load torch's compiler, a second or more of every rank's start."""
     place = "deepspeed.runtime.zero.muon"
     for name, part in (("muon_optimizer", "MuonWithAuxAdam"), ("original_muon", "muon_update")):
         muon = ModuleType(f"{place}.{name}")

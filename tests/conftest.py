@@ -15,9 +15,12 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Comparisons in the last bits hold for one set of matrix kernels: those for AVX-512 and bf16, which
+# only some CPUs have, sum products of other shapes in another order.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 # The same examples every time: what random ones find should be found by who looks for it, and not
-# by somebody else's change. `HYPOTHESIS_SEED=random make test` draws others.
-if os.environ.get("HYPOTHESIS_SEED") != "random":
+# by somebody else's change. ELEMDIST_TEST_RANDOM=1 draws others.
+if "ELEMDIST_TEST_RANDOM" not in os.environ:
     hypothesis.settings.register_profile("same", derandomize=True)
     hypothesis.settings.load_profile("same")
 

@@ -20,6 +20,7 @@ from elemdist.deepspeed_config import (
 )
 from elemdist.engine import Ranks
 from elemdist.errors import UserError
+from tests.conftest import run_command
 
 PLAN = BatchPlan(global_samples=64, groups=2, sequence_parallel=1, passes=8)
 
@@ -179,3 +180,14 @@ def test_the_check_of_settings_loads_neither_torch_nor_deepspeed():
     code = "import sys, elemdist.deepspeed_config; print({'torch', 'deepspeed'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_no_engine_loads_the_compiler_for_the_optimizer_muon():
+    code = (
+        "import sys; from elemdist.deepspeed_config import import_deepspeed; import_deepspeed()\n"
+        "from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam\n"
+        "from deepspeed.runtime.zero.muon.original_muon import muon_update\n"
+        "assert 'torch._inductor.compile_fx' not in sys.modules\n"
+    )
+    done = run_command(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr

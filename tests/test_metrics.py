@@ -247,8 +247,8 @@ def test_weights_and_biases_gets_one_run_for_all_starts_and_no_secrets(offline, 
     run_id = (offline / "wandb-id").read_text().strip()
     folders = list((offline / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
-    # Where both begin in the same second, the later folder's name ends in a number.
-    assert all(run_id in folder.name for folder in folders)
+    # Where both begin in the same second, the later folder's name ends in -1.
+    assert all(folder.name.removesuffix("-1").endswith(run_id) for folder in folders)
     data = stored(offline)
     for part in (b"elementwise-tests", b"train/loss", b"eval/micro_f1", b"12345", run_id.encode()):
         assert part in data, part

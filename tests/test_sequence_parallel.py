@@ -175,7 +175,7 @@ def with_keys(size: int, backbone: str) -> np.ndarray:
 @pytest.mark.parametrize("backbone", ["bert", "canine"])
 def test_rows_that_are_not_seen(ranks, backbone):
     (*parts,) = ranks(with_keys, 4, backbone)
-    np.testing.assert_allclose(np.concatenate(parts), with_keys(1, backbone), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(np.concatenate(parts), with_keys(1, backbone), atol=2e-6)
 
 
 def attended(dtype: torch.dtype, size: int) -> np.ndarray:

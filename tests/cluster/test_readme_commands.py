@@ -13,19 +13,12 @@ from tests.cluster.cluster import Cluster, wait_for
 from tests.conftest import REPOSITORY, TINY
 from tests.readme import SLURM, kind, shown
 
-COMMANDS = {kind(command): shlex.split(command) for command in shown() if kind(command) in SLURM}
+SHOWN = [command for command in shown() if kind(command) in SLURM]
+COMMANDS = {kind(command): shlex.split(command) for command in SHOWN}
 # Behind a command: nodes as they are here, and a run that this machine can do.
 SMALL = [
-    "--nodes",
-    "2",
-    "--ranks-per-node",
-    "1",
-    "--preflight",
-    "quick",
-    *TINY,
-    "--model.heads",
-    "8",
-]
+    *TINY, "--nodes", "2", "--ranks-per-node", "1", "--preflight", "quick", "--model.heads", "8",
+]  # fmt: skip
 OURS = "gpus_per_node: 2\ndevice: cpu\nslurm: {partition: main, time: 00:10:00}\n"
 
 
@@ -51,6 +44,7 @@ def test_the_commands_run(cluster: Cluster, place: Path):
         return done.stdout
 
     assert set(COMMANDS) == SLURM
+    assert len(SHOWN) == len(COMMANDS), "a command is shown in two ways, and one is not run here"
     run("cp")
     ours = place / "configs" / "cluster" / "ours.yaml"
     assert "partition: gpu" in ours.read_text()

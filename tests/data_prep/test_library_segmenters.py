@@ -52,6 +52,7 @@ RULE_CHARACTERS = (
         "🇨🇭🇩🇪🇫".replace("🇨🇭", "🇨🇭|").replace("🇩🇪", "🇩🇪|"),
         "👩\u200d🔬|👍🏽|❤\ufe0f|a",
         "\0|\x01|a\u00adb|\x7f",
+        "Z|:\u200d❤",  # no letter follows the colon; the implementation in Rust does not cut it
         "カタカナ|一|。",
         "ฉัน|เห็น",
     ],
