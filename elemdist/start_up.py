@@ -1,8 +1,9 @@
-"""From settings to a run that is ready to train: its data, model and engine, and its place in the
-run folder."""
+"""From settings to a run that is ready to train: its data, model, engine and checkpoints, and its
+place in the run folder."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from elemdist.metric_writers import tell
 from elemdist.metrics import Reporter
 from elemdist.model import Model
 from elemdist.run_data import Data, facts_of, open_data
+from elemdist.run_folder import public_settings
 from elemdist.sequence_parallel import open_groups
 from elemdist.stop import StopRequest
 from elemdist.tally import Tally
@@ -79,7 +81,8 @@ class Session:
 
     Attributes:
         group: number of this rank's group among those that share sequences. share: its part in it.
-        position: how far the run is. saved_step: of the newest checkpoint, None without one.
+        position: how far the run is. saved_step: of the newest checkpoint, None without one;
+            saved_at: when it was written, or the run began (monotonic seconds).
         problem: why the newest checkpoint could not be written, None where it could.
         peak_tflops: of a device, None where it is not known.
 
@@ -134,6 +137,7 @@ class Session:
         stated = stated_tflops(name, "bf16" if self.bf16 else "fp32")
         self.peak_tflops = settings.peak_tflops or stated
         self.open_folder()
+        self.saved_at = time.monotonic()
 
     def begin_attempt(self) -> Attempt:
         """Takes the run for this start; see attempts.py. Raises Superseded, on all ranks."""
@@ -190,6 +194,36 @@ class Session:
         self.guard.load_state(guard)
         self.position = Position(found.step, batches)
         self.saved_step = found.step
+
+    def save(self) -> None:
+        """Writes a checkpoint, or begins to, unless there is one of this very step."""
+        position = self.position
+        if position.step == self.saved_step:
+            return
+        start = time.perf_counter()
+        state = {"batches": position.batches, "guard": self.guard.state()}
+        with self.watchdog.paused("saving a checkpoint"):
+            self.note(self.writer.finish())
+            settings = public_settings(self.settings)
+            problem = self.writer.save(self.engine, position.step, state, self.facts, settings)
+        self.saved_at = time.monotonic()
+        self.saved_step, self.problem = position.step, None
+        self.note(problem)
+        if problem is None:
+            self.guard.checkpoint_saved()
+            self.event("checkpoint", stall_s=time.perf_counter() - start)
+
+    def note(self, problem: str | None) -> None:
+        """Says why the newest checkpoint could not be written, if so; then it does not count."""
+        if problem is not None:
+            self.saved_step, self.problem = None, problem
+            self.tell("not saved", problem)
+
+    def finish_saving(self) -> str | None:
+        """Waits for a checkpoint on its way; why the newest could not be written, or None."""
+        with self.watchdog.paused("the end of a checkpoint's writing"):
+            self.note(self.writer.finish())
+        return self.problem
 
     def open_folder(self) -> None:
         """Rank 0 writes down what the run is, and opens its metrics."""

@@ -9,10 +9,12 @@ import ctypes
 import json
 import os
 import signal
+import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from elemdist.atomic import write_atomically
 from elemdist.attempts import Attempt
@@ -151,3 +153,15 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(EXIT_LOST)
+
+
+def end_process(code: int) -> NoReturn:
+    """Ends this rank with an exit code, without the interpreter's own end.
+
+    A process group stays referenced by DeepSpeed after it is destroyed, and gloo's threads with it;
+    one that wakes up while the interpreter is taken down aborts the process, whatever it had done.
+    """
+    with suppress(OSError):  # a full disk, a pipe whose reader has gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

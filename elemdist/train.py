@@ -48,11 +48,10 @@ from elemdist.evaluate import gather_ranks
 from elemdist.passes import Pass, passes_of
 from elemdist.refit import refit
 from elemdist.reports import evaluate_now, report
-from elemdist.run_folder import public_settings
 from elemdist.sequence_parallel import once
 from elemdist.start_up import Session
 from elemdist.step import train_step
-from elemdist.stop import StopRequest, how_it_ended, write_end
+from elemdist.stop import StopRequest, end_process, how_it_ended, write_end
 from elemdist.watchdog import Watchdog
 
 
@@ -75,7 +74,6 @@ class Run:
         self.settings, self.ranks, self.session = settings, ranks, session
         self.config = session.data.config
         self.last = min(settings.stop_step or settings.steps, settings.steps)
-        self.saved_at = time.monotonic()
         self.norm = 0.0
 
     def loader(self) -> Iterator[list[Batch]]:
@@ -94,7 +92,7 @@ class Run:
     def agree(self, passes: list[Pass]) -> Agreed:
         """What all ranks know before the step; `passes`: this rank's, none where it failed."""
         session, minutes = self.session, self.settings.checkpoint_every_minutes
-        due = minutes and time.monotonic() - self.saved_at >= 60 * minutes
+        due = minutes and time.monotonic() - session.saved_at >= 60 * minutes
         session.stop.look()
         said = [
             session.stop.reason is not None,
@@ -133,8 +131,8 @@ class Run:
                 if agreed.superseded:
                     raise Superseded(session.attempt.told())
                 if agreed.failed:
-                    self.save()
-                    self.saved()
+                    session.save()
+                    session.finish_saving()
                     on_every(partial(raise_error, flaw))
                 if agreed.stop:
                     self.stop_here()
@@ -145,8 +143,8 @@ class Run:
                 if verdict.message:
                     session.tell("bad step", f"step {position.step + 1}: {verdict.message}")
                 if verdict.action == "stop":
-                    self.save()
-                    problem = self.saved()
+                    session.save()
+                    problem = session.finish_saving()
                     raise Diverged("; ".join(filter(None, [verdict.message, problem])))
                 if verdict.action == "rollback":
                     self.roll_back()
@@ -159,15 +157,15 @@ class Run:
         """Saves and ends, as the ranks were asked to."""
         why = next(filter(None, gather_ranks(self.session.stop.reason)))
         told = f"stopped by {why} after step {self.session.position.step}"
-        self.save()
-        if (problem := self.saved()) is not None:
+        self.session.save()
+        if (problem := self.session.finish_saving()) is not None:
             raise NotSaved(f"{told}, but {problem}")
         raise Stopped(f"{told}; the same command with --resume goes on")
 
     def roll_back(self) -> None:
         """Goes back to the newest checkpoint; the order of the data goes on."""
         session, behind = self.session, self.session.position.batches + 1
-        self.saved()
+        session.finish_saving()
         found = checkpoint.open_for_resume(session.folder, session.facts)
         if found is None:
             raise Diverged("there is no checkpoint to go back to")
@@ -176,37 +174,6 @@ class Run:
         session.begin_interval()
         if self.ranks.first:
             session.reporter.rewind(found.step)
-
-    def save(self) -> None:
-        """Writes a checkpoint, or begins to, unless there is one of this very step."""
-        session, position = self.session, self.session.position
-        if position.step == session.saved_step:
-            return
-        start = time.perf_counter()
-        state = {"batches": position.batches, "guard": session.guard.state()}
-        with session.watchdog.paused("saving a checkpoint"):
-            self.note(session.writer.finish())
-            problem = session.writer.save(
-                session.engine, position.step, state, session.facts, public_settings(self.settings)
-            )
-        self.saved_at = time.monotonic()
-        session.saved_step, session.problem = position.step, None
-        self.note(problem)
-        if problem is None:
-            session.guard.checkpoint_saved()
-            session.event("checkpoint", stall_s=time.perf_counter() - start)
-
-    def note(self, problem: str | None) -> None:
-        """Says why the newest checkpoint could not be written, if so; then it does not count."""
-        if problem is not None:
-            self.session.saved_step, self.session.problem = None, problem
-            self.session.tell("not saved", problem)
-
-    def saved(self) -> str | None:
-        """Waits for a checkpoint on its way; why the newest could not be written, or None."""
-        with self.session.watchdog.paused("the end of a checkpoint's writing"):
-            self.note(self.session.writer.finish())
-        return self.session.problem
 
     def after_step(self, agreed: Agreed) -> None:
         """What is due behind a step: metrics, an evaluation, a checkpoint."""
@@ -220,7 +187,7 @@ class Run:
         if evaluates:
             evaluate_now(self.session)
         if saves:
-            self.save()
+            self.session.save()
         if evaluates or saves:
             self.session.begin_interval()  # neither counts as training
 
@@ -234,12 +201,12 @@ class Run:
         session = self.session
         session.introduce()
         if self.settings.guard.bad_step == "rollback" and session.saved_step is None:
-            self.save()  # so that there is always one to go back to
+            session.save()  # so that there is always one to go back to
         session.begin_interval()
         while session.position.step < self.last:  # a rollback begins it again
             for agreed in self.steps():
                 self.after_step(agreed)
-        if (problem := self.saved()) is not None:
+        if (problem := session.finish_saving()) is not None:
             raise AgreedError(problem)
         session.say(
             f"done: {self.last} of {self.settings.steps} steps, run folder {session.folder}"
@@ -291,8 +258,7 @@ def run(settings: TrainSettings) -> int:
     if together:
         dist.destroy_process_group()
         return code
-    sys.stdout.flush()
-    os._exit(code)  # the other ranks may never answer again, whatever an orderly end asks of them
+    end_process(code)  # the others may never answer again, whatever an orderly end asks of them
 
 
 def main(argv: list[str]) -> int:
@@ -311,4 +277,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

@@ -1,27 +1,19 @@
-"""A rank that works through cases, one engine after the other: for the tests of the engine.
-
-    RANK=0 WORLD_SIZE=2 ... python tests/engine_ranks.py CASES.json RESULTS.json
+"""Ranks that work through cases, one engine after the other: for the tests of the engine.
 
 A case is the command line of a run and what to do with it; its result is that of every rank, or the
-message of a UserError. Started as a script, since every rank is a process of its own.
+message of a UserError.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import resource
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-if not __package__:
-    sys.path[0] = str(REPOSITORY)
+from tests.forkserver import run_ranks
 
 STEPS, SAMPLES, N, V = 3, 8, 16, 8
 COMMON = [
@@ -33,30 +25,9 @@ COMMON = [
 def run_cases(
     cases: dict[str, dict[str, Any]], folder: Path, ranks: int = 2, timeout_s: float = 300
 ) -> dict[str, Any]:
-    """Name -> result of the cases, which the same processes work through one after the other.
-
-    Raises TimeoutError where they do not end in time, and ends them."""
-    from launcher.local import free_port, rank_environment
-
-    source, target = folder / "cases.json", folder / "results.json"
-    source.write_text(json.dumps(cases))
-    port, started, logs = free_port(), [], []
-    for rank in range(ranks):
-        logs.append(folder / f"rank-{rank}.txt")
-        with open(logs[-1], "w") as log:
-            environment = {**rank_environment(rank, ranks, port), "OMP_NUM_THREADS": "1"}
-            words = [sys.executable, __file__, str(source), str(target)]
-            started.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
-    deadline = time.monotonic() + timeout_s
-    try:
-        codes = [process.wait(max(0.1, deadline - time.monotonic())) for process in started]
-    except subprocess.TimeoutExpired:
-        raise TimeoutError("\n".join(log.read_text()[-2000:] for log in logs)) from None
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    assert codes == [0] * ranks, "\n".join(log.read_text()[-3000:] for log in logs)
+    """Name -> result of the cases, which the same processes work through one after the other."""
+    target = folder / "results.json"
+    run_ranks(work, ranks, folder, cases, target, timeout_s=timeout_s)
     return json.loads(target.read_text())
 
 
@@ -164,7 +135,8 @@ def find(
         trial.passes_without_collectives = whole
 
 
-def main(source: str, target: str) -> None:
+def work(cases: dict[str, dict[str, Any]], target: Path) -> None:
+    """A rank; the first one writes the results."""
     import torch.distributed as dist
 
     from elemdist.config import TrainSettings
@@ -173,7 +145,7 @@ def main(source: str, target: str) -> None:
 
     ranks = join_ranks(TrainSettings(device="cpu"))
     results: dict[str, Any] = {}
-    for name, case in json.loads(Path(source).read_text()).items():
+    for name, case in cases.items():
         print(f"== {name}", flush=True)
         action = find if "n" in case else train
         try:
@@ -183,10 +155,5 @@ def main(source: str, target: str) -> None:
         results[name] = [None] * ranks.world_size
         dist.all_gather_object(results[name], mine)
     if ranks.first:
-        Path(target).write_text(json.dumps(results))
+        target.write_text(json.dumps(results))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    os.chdir(REPOSITORY)
-    main(*sys.argv[1:])

@@ -1,6 +1,4 @@
-"""A rank whose steps go wrong, one DeepSpeed engine after the other: for tests/test_guard.py.
-
-    RANK=0 WORLD_SIZE=2 ... python tests/guarded_ranks.py CASES.json FOLDER
+"""Ranks whose steps go wrong, one DeepSpeed engine after the other: for tests/test_guard.py.
 
 A case is {"options": command line, "steps": a word for each step}; see `step_losses` for the words.
 The verdicts, and digests of all that training changes after each step, go to FOLDER/RANK.json.
@@ -11,14 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-if not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 import torch.distributed as dist
@@ -112,19 +105,12 @@ def run_case(options: list[str], words: list[str]) -> dict[str, Any]:
     return result
 
 
-def main(cases: str, folder: str) -> None:
+def work(cases: dict[str, dict[str, Any]], folder: Path) -> None:
+    """A rank."""
     from elemdist.config import TrainSettings
     from elemdist.engine import join_ranks
 
     ranks = join_ranks(TrainSettings(device="cpu"))
-    found = {
-        name: run_case(case["options"], case["steps"])
-        for name, case in json.loads(Path(cases).read_text()).items()
-    }
-    (Path(folder) / f"{ranks.rank}.json").write_text(json.dumps(found))
+    found = {name: run_case(case["options"], case["steps"]) for name, case in cases.items()}
+    (folder / f"{ranks.rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    os.environ["OMP_NUM_THREADS"] = "1"
-    main(*sys.argv[1:])

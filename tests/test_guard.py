@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,8 +11,8 @@ import torch
 from elemdist.errors import UserError
 from elemdist.guard import FEWEST, WINDOW, Guard, GuardedAdamW
 from elemdist.run_settings import GuardSettings
-from launcher.local import free_port, rank_environment
-from tests.conftest import REPOSITORY
+from tests.forkserver import run_ranks
+from tests.guarded_ranks import work
 
 KINDS = {
     **{
@@ -46,20 +44,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
         for kind, options in KINDS.items()
         for order, words in BAD.items()
     }
-    (folder / "cases").write_text(json.dumps(cases))
-    port, processes = free_port(), []
-    words = [sys.executable, REPOSITORY / "tests/guarded_ranks.py", folder / "cases", folder]
-    for rank in range(2):
-        environment = {**rank_environment(rank, 2, port), "OMP_NUM_THREADS": "1"}
-        with open(folder / f"log{rank}", "w") as log:
-            processes.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
-    try:
-        codes = [process.wait(300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0, 0], (folder / "log0").read_text() + (folder / "log1").read_text()
+    run_ranks(work, 2, folder, cases, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from elemdist.errors import EXIT_LOST
 from elemdist.stop import StopRequest, lost_contact, read_end, write_end
 from launcher.local import free_port
 from tests import faulty_ranks
+from tests.conftest import run_command
 from tests.forkserver import rank_process
 
 
@@ -152,3 +154,13 @@ def test_the_store_of_a_rank_that_is_gone_is_a_lost_contact(tmp_path: Path):
     with pytest.raises(RuntimeError) as lost:
         client.get("key")
     assert lost_contact(lost.value), repr(lost.value)
+
+
+def test_a_rank_ends_without_the_interpreters_end_and_loses_no_output():
+    """gloo's threads can abort a process whose interpreter is being taken down."""
+    program = (
+        "import atexit, sys; from elemdist.stop import end_process; atexit.register(print, 'down');"
+        "print('done'); print('a warning', file=sys.stderr); end_process(7)"
+    )
+    done = run_command(sys.executable, "-c", program)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "done\n", "a warning\n")
