@@ -13,18 +13,15 @@ import contextlib
 import json
 import os
 import re
-import sys
 from collections import Counter
 from typing import Any
 
+from data_prep.folder_locks import STATE, FolderLocks
 from data_prep.mds import stored
 from data_prep.plan import Done, Job, Plan, SetPart
-from data_prep.settings import part_of
-from data_prep.store import LocalStore, Store, write_error
+from data_prep.store import LocalStore, Store
 from elemdist.errors import UserError
-from elemdist.locks import lock
 
-STATE = ".elemdist"
 DAMAGED = (LookupError, TypeError, AttributeError)  # what JSON of another shape ends in
 STDIN_COPY = f"{STATE}/stdin"
 OURS = re.compile(r"shard\.\d+\.\d+\.mds(\.\w+)?|(manifest|index)\.json|(journal|rejects)\.jsonl")
@@ -40,7 +37,7 @@ class Journal:
 
     def __init__(self, store: Store, sets: list[str]) -> None:
         self.store, self.sets = store, sets
-        self._locks: list[int] = []
+        self.locks = FolderLocks(store)
         self._created = self._begun = False
 
     def claim(self, part: str | None) -> None:
@@ -49,62 +46,11 @@ class Journal:
         Raises:
             UserError: one is, or the folder cannot be made.
         """
-        # An object store has no locks. Two runs of one plan write the same objects there, each in
-        # one piece, and the plan of another run is refused.
-        if not isinstance(self.store, LocalStore):
-            return
-        folder = self.store.path
-        try:
-            self._created = not os.path.isdir(folder)
-            os.makedirs(os.path.join(folder, STATE), exist_ok=True)
-            self._lock("lock", exclusive=part is None)
-            if part is not None:
-                self._lock(f"lock.{part_of(part)[0]}", exclusive=True)
-        except OSError as error:
-            raise write_error(folder, 0, error) from error
-
-    def _lock(self, name: str, exclusive: bool, wait: bool = False) -> int:
-        handle = os.open(self.store.name_of(f"{STATE}/{name}"), os.O_RDWR | os.O_CREAT, 0o666)
-        path = self.store.path
-        taken = f"another run is at work in {path}: wait for its end, or name another folder"
-        try:
-            flaw = lock(handle, taken, shared=not exclusive, wait=wait)
-        except UserError:
-            os.close(handle)
-            raise
-        if flaw is not None:
-            print(
-                f"elemdist shard: {path} cannot be locked ({flaw}): see to it that no other run"
-                " writes there",
-                file=sys.stderr,
-            )
-        self._locks.append(handle)
-        try:
-            gone = os.stat(self.store.name_of(f"{STATE}/{name}")).st_ino != os.fstat(handle).st_ino
-        except FileNotFoundError:
-            gone = True
-        if gone:  # the run that held it has just ended and cleared its state
-            raise UserError(f"another run in {self.store.path} has just ended: run again")
-        return handle
-
-    @contextlib.contextmanager
-    def alone(self, name: str) -> Any:
-        """For as long as it lasts, no other part is at the same work; waits for one that is."""
-        handle = None
-        if isinstance(self.store, LocalStore):
-            handle = self._lock(f"lock.{name}", exclusive=True, wait=True)
-        try:
-            yield
-        finally:
-            if handle is not None:
-                self._locks.remove(handle)
-                os.close(handle)
+        self._created = self.locks.claim(part)
 
     def release(self) -> None:
         """Lets other runs in."""
-        for handle in self._locks:
-            os.close(handle)
-        self._locks.clear()
+        self.locks.release()
 
     def begin(self, restart: bool) -> None:
         """Makes sure that the folder holds nothing else, before a plan is known.

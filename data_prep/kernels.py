@@ -225,22 +225,9 @@ def cut_rows(data, marks, i, end, v, anywhere, hold, room, found, bounds):  # ty
 
 @compiled
 def pack(  # type: ignore[no-untyped-def]
-    data,
-    starts,
-    ends,
-    bitmaps,
-    marks,
-    state,
-    counts,
-    block,
-    n,
-    v,
-    anywhere,
-    packed,
-    truncate,
-    unfinished,
-    hold,
-):
+    data, starts, ends, bitmaps, marks, state, counts, block, n, v, anywhere, packed, truncate,
+    unfinished, hold,
+):  # fmt: skip
     """Writes documents as rows into a block of samples, until the block or the documents end.
 
     Args:

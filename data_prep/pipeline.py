@@ -266,7 +266,7 @@ class Run:
 
     def _duplicates(self, documents: list[int]) -> list[bytes | None]:
         """The duplicates in each item; worked out by one part and kept for the others."""
-        with self._journal.alone("duplicates"):
+        with self._journal.locks.alone("duplicates"):
             kept = self._journal.kept("duplicates.json")
             if kept is None:
                 names = [hashes_name(item.number) for item in self._items]

@@ -7,14 +7,11 @@ hang on, is stated here, so that neither changes with the version that is instal
 from __future__ import annotations
 
 import json
-import os
-import sys
 import tempfile
-import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from elemdist.deepspeed_import import import_deepspeed
 from elemdist.deepspeed_overrides import check_own_keys, overridden
 from elemdist.errors import UserError
 from elemdist.run_settings import ZeroSettings
@@ -29,37 +26,6 @@ if TYPE_CHECKING:  # the settings' own check calls the one below
 # Elements of a buffer, which DeepSpeed takes in full however small the model is: 200 MB in fp32.
 BUCKET = 50_000_000
 NVME_GROUP = 100_000_000  # parameters that are in memory at a time when their states are on disk
-
-
-def import_deepspeed() -> Any:
-    """DeepSpeed, without its chatter and without compiling a kernel that training never calls."""
-    import logging
-
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found no other
-    warnings.filterwarnings("ignore", module="deepspeed")
-    # Torch's own collectives warn of functions that they themselves call.
-    own = ".*(all_gather_into_tensor|reduce_scatter_tensor).*"
-    warnings.filterwarnings("ignore", message=own, category=FutureWarning)
-    leave_out_muon()
-    import deepspeed
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # An all-reduce for CPU inference; building it takes a C++ compiler and half a minute.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-def leave_out_muon() -> None:
-    """Every engine imports the optimizer Muon, which is never used here, to ask whether it is; that
-    would load torch's compiler, a second or more of every rank's start."""
-    place = "deepspeed.runtime.zero.muon"
-    for name, part in (("muon_optimizer", "MuonWithAuxAdam"), ("original_muon", "muon_update")):
-        muon = ModuleType(f"{place}.{name}")
-        setattr(muon, part, type(part, (), {}))
-        sys.modules.setdefault(muon.__name__, muon)
 
 
 def use_bf16(settings: TrainSettings, device: torch.device) -> bool:

@@ -19,8 +19,9 @@ from elemdist.batch_plan import BatchPlan
 from elemdist.blocks import Block
 from elemdist.compile_check import compile_obstacle
 from elemdist.config import TrainSettings
-from elemdist.deepspeed_config import check_nvme, deepspeed_config, import_deepspeed
+from elemdist.deepspeed_config import check_nvme, deepspeed_config
 from elemdist.deepspeed_config import use_bf16 as use_bf16  # others take it from here
+from elemdist.deepspeed_import import import_deepspeed
 from elemdist.errors import AgreedError, UserError
 from elemdist.guard import GuardedAdamW
 from elemdist.heads import Scored

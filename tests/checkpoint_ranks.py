@@ -28,7 +28,7 @@ from elemdist.attention import Segments
 from elemdist.batch_plan import BatchPlan
 from elemdist.checkpoint_writer import Writer
 from elemdist.config import TrainSettings
-from elemdist.deepspeed_config import import_deepspeed
+from elemdist.deepspeed_import import import_deepspeed
 from elemdist.engine import Ranks, build_engine
 from elemdist.errors import UserError
 from elemdist.model import Model

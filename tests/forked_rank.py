@@ -16,7 +16,7 @@ import data_prep.shard  # noqa: F401
 import elemdist.cli
 import elemdist.evaluation
 import elemdist.train
-from elemdist.engine import import_deepspeed
+from elemdist.deepspeed_import import import_deepspeed
 from tests import faults
 
 import_deepspeed()

@@ -25,7 +25,8 @@ def build(argv: list[str]) -> tuple[Any, Any]:
     from elemdist.batch_plan import BatchPlan
     from elemdist.commandline import parse
     from elemdist.config import TrainSettings
-    from elemdist.deepspeed_config import deepspeed_config, import_deepspeed
+    from elemdist.deepspeed_config import deepspeed_config
+    from elemdist.deepspeed_import import import_deepspeed
     from elemdist.engine import Ranks, mend_whole_bf16
     from elemdist.guard import GuardedAdamW
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from elemdist.communication import COLLECTIVES, Meter
-from elemdist.engine import import_deepspeed
+from elemdist.deepspeed_import import import_deepspeed
 from tests.conftest import elemdist
 
 RANKS = 3

@@ -16,8 +16,8 @@ from elemdist.deepspeed_config import (
     check_settings,
     config_text,
     deepspeed_config,
-    import_deepspeed,
 )
+from elemdist.deepspeed_import import import_deepspeed
 from elemdist.engine import Ranks
 from elemdist.errors import UserError
 from tests.conftest import run_command
@@ -184,7 +184,7 @@ def test_the_check_of_settings_loads_neither_torch_nor_deepspeed():
 
 def test_no_engine_loads_the_compiler_for_the_optimizer_muon():
     code = (
-        "import sys; from elemdist.deepspeed_config import import_deepspeed; import_deepspeed()\n"
+        "import sys; from elemdist.deepspeed_import import import_deepspeed; import_deepspeed()\n"
         "from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam\n"
         "from deepspeed.runtime.zero.muon.original_muon import muon_update\n"
         "assert 'torch._inductor.compile_fx' not in sys.modules\n"

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from elemdist.batch import Batch
 from elemdist.blocks import Block
-from elemdist.deepspeed_config import import_deepspeed
+from elemdist.deepspeed_import import import_deepspeed
 from elemdist.heads import Scored
 from elemdist.model import Model
 from elemdist.run_settings import MemorySettings

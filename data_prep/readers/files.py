@@ -5,37 +5,24 @@ Memory stays bounded by a few MiB, whatever the size of the file or of what it u
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import datetime
 import io
-import lzma
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import xxhash
-import zstandard
 
 from data_prep.documents import Part, Source
+from data_prep.readers.unpack import READ_BYTES, DamagedError, unpacked
 from elemdist.errors import UserError
 from elemdist.remote import filesystem, is_url, public, retried
 
 Result = TypeVar("Result")
 
-READ_BYTES = 1 << 20  # of a file, and of unpacked text
 REMOTE_BYTES = 8 << 20  # of an object: each request waits for the network
-# Packed bytes at a time. zstandard has no limit for what comes out, and four bytes can hold a
-# block of 128 KiB: so much fewer of them.
-UNPACK_BYTES, ZSTD_BYTES = 1 << 16, 1 << 10
-LARGEST_WINDOW = 1 << 31  # zstd --long=31, and as much for xz
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime")
-UNPACK_ERRORS = (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError)
-
-
-class DamagedError(Exception):
-    """Content that is damaged or cut short: what came before it is whole, nothing comes behind."""
 
 
 def remote_version(info: dict[str, Any]) -> str:
@@ -232,60 +219,6 @@ class PartStream:
                     yield chunk
                 at += len(big)
             stored.check()
-
-
-def unpacked(packed: Iterator[bytes], compression: str) -> Iterator[bytes]:
-    """Unpacks frame after frame: all four formats allow several in one file.
-
-    Raises:
-        DamagedError: the packed bytes are damaged or cut short.
-    """
-    step = ZSTD_BYTES if compression == ".zst" else UNPACK_BYTES
-    frame: Any = None
-    for chunk in packed:
-        for start in range(0, len(chunk), step):
-            data = chunk[start : start + step]
-            while data:
-                if frame is None:
-                    # gzip allows zeros behind its members, and xz between its streams.
-                    data = data.lstrip(b"\0")
-                    if not data:
-                        break
-                    frame = _frame(compression)
-                try:
-                    yield from _texts(frame, data, compression)
-                except UNPACK_ERRORS as error:
-                    raise DamagedError(f"is damaged, or no {compression} file: {error}") from error
-                if not frame.eof:
-                    break
-                data, frame = frame.unused_data, None
-    if frame is not None:
-        raise DamagedError("is cut short: its compressed data has no end; copy it again")
-
-
-def _frame(compression: str) -> Any:
-    """Something that unpacks one frame, member or stream."""
-    if compression == ".zst":
-        return zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
-    if compression == ".gz":
-        return zlib.decompressobj(wbits=31)
-    if compression == ".bz2":
-        return bz2.BZ2Decompressor()
-    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=LARGEST_WINDOW)
-
-
-def _texts(frame: Any, data: bytes, compression: str) -> Iterator[bytes]:
-    """What some packed bytes hold, in pieces of READ_BYTES (zstd: all of it) at most."""
-    if compression == ".zst":
-        yield frame.decompress(data)
-        return
-    while True:
-        text = frame.decompress(data, READ_BYTES)
-        yield text
-        # zlib gives back what it did not take; the others keep it. All may keep output.
-        data = getattr(frame, "unconsumed_tail", b"")
-        if frame.eof or not (data or len(text) == READ_BYTES):
-            return
 
 
 @contextlib.contextmanager

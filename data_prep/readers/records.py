@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 
 from data_prep.documents import Batch, Part, Problems, batch_of
 from data_prep.readers import jsonl, spans
-from data_prep.readers.files import DamagedError, PartStream
+from data_prep.readers.files import PartStream
 from data_prep.readers.texts import LinePlace
+from data_prep.readers.unpack import DamagedError
 from data_prep.readers.utf8 import MENDING
 from data_prep.readers.values import RecordError, document_too_large, too_large
 from data_prep.settings import MIB, ShardSettings

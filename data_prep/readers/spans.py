@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.readers.files import DamagedError
+from data_prep.readers.unpack import DamagedError
 
 BATCH_BYTES = 1 << 20  # of whole documents: what stays in a core's cache while it is worked on
 LONG_BYTES = 2 << 20  # a line or block that has not ended by then is not held, it streams

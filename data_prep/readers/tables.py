@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 
 from data_prep.documents import Batch, Part, Problems, batch_of
 from data_prep.readers import spans
-from data_prep.readers.files import DamagedError, PartStream
+from data_prep.readers.files import PartStream
 from data_prep.readers.records import BYTE_ORDER_MARK
+from data_prep.readers.unpack import DamagedError
 from data_prep.readers.utf8 import complaint
 from data_prep.readers.values import RecordError, document_too_large, labels_of, missing, too_large
 from data_prep.settings import MIB, ShardSettings

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 
 from data_prep.documents import Batch, Part, Problems, batch_of
 from data_prep.readers.deliver import Delivery
-from data_prep.readers.files import DamagedError, PartStream
+from data_prep.readers.files import PartStream
+from data_prep.readers.unpack import DamagedError
 from data_prep.settings import ShardSettings
 
 READ_BYTES = 1 << 20

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from data_prep.documents import Batch, Part, Problems
 from data_prep.readers import spans
 from data_prep.readers.deliver import Delivery
-from data_prep.readers.files import DamagedError, PartStream, Stored
+from data_prep.readers.files import PartStream, Stored
+from data_prep.readers.unpack import DamagedError
 from data_prep.settings import ShardSettings
 from elemdist.remote import public
 

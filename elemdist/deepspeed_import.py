@@ -1,0 +1,39 @@
+"""DeepSpeed as a module, quiet, and without what training never uses of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from types import ModuleType
+from typing import Any
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, without its chatter and without compiling a kernel that training never calls."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found no other
+    warnings.filterwarnings("ignore", module="deepspeed")
+    # Torch's own collectives warn of functions that they themselves call.
+    own = ".*(all_gather_into_tensor|reduce_scatter_tensor).*"
+    warnings.filterwarnings("ignore", message=own, category=FutureWarning)
+    leave_out_muon()
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # An all-reduce for CPU inference; building it takes a C++ compiler and half a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def leave_out_muon() -> None:
+    """Every engine imports the optimizer Muon, which is never used here, to ask whether it is; that
+    would load torch's compiler, a second or more of every rank's start."""
+    place = "deepspeed.runtime.zero.muon"
+    for name, part in (("muon_optimizer", "MuonWithAuxAdam"), ("original_muon", "muon_update")):
+        muon = ModuleType(f"{place}.{name}")
+        setattr(muon, part, type(part, (), {}))
+        sys.modules.setdefault(muon.__name__, muon)
