@@ -1,10 +1,15 @@
-"""Made-up corpora for whole runs, and their results as bytes."""
+"""Made-up corpora for whole runs, runs that are killed, and their results as bytes."""
 
 from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
+import time
 from pathlib import Path
+
+from tests.conftest import ELEMDIST
 
 # A run with everything: labels and duplicates need a first pass, the split makes two sets.
 MANY = [
@@ -30,3 +35,17 @@ def write_corpus(path: Path, records: int, seed: int = 0) -> Path:
             line = json.dumps(record) if rng.random() > 0.001 else "{broken"
             file.write(line + "\n")
     return path
+
+
+def interrupted(corpus: Path, out: Path, *options: str) -> None:
+    """Leaves an unfinished run in `out`: killed as soon as two work items are done."""
+    command = [ELEMDIST, "shard", str(corpus), "--out", str(out), "--processes", "1", *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(1200):
+        # An entry has its name once it is whole.
+        if len(list(out.glob(".elemdist/done/*.json"))) >= 2 or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not list(out.rglob("index.json"))
