@@ -38,7 +38,7 @@ COMMON = ["the", "and", "of", "was", "near", "very", "once", "again", "it", "the
 
 
 def run_command(
-    *words: str | Path, timeout: int = 300, cwd: Path = REPOSITORY, **environment: str
+    *words: str | Path, timeout: float = 300, cwd: Path = REPOSITORY, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end, as a user does; output as text."""
     return subprocess.run(

@@ -293,12 +293,3 @@ def test_a_part_of_the_report_that_fails_or_hangs_says_so(tmp_path):
     rows, error = gpu_report.run_part("throughput", 0.1 - gpu_report.GRACE_S, [], found)
     assert "not done after" in error
     assert found.getvalue() == ""
-
-
-def test_the_table_of_the_readme_is_that_of_the_figures_kept():
-    kept = json.loads((REPOSITORY / "tests/bench/figures.json").read_text())
-    assert not kept["quick"]
-    assert set(kept["benchmarks"]) == set(bench.benchmarks()) - {"all"}
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert bench_all.markdown(kept["benchmarks"]) in readme
-    assert kept["environment"]["cpu"] in readme

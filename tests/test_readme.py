@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import sys
-from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -99,12 +98,3 @@ def test_an_example_runs_and_prints_what_it_says(block):
 def test_the_example_of_the_embedding_says_its_shape():
     (block,) = [block for block in PYTHON if "ElementwiseEmbedding" in block]
     assert PRINTED.findall(block) == ["torch.Size([1, 8, 192])"]
-
-
-def test_the_table_of_packages_has_each_dependency_and_no_other():
-    listed = [one for one in requires("elemdist") or [] if "extra ==" not in one]
-    names = {re.split(r"[^\w-]", requirement)[0] for requirement in listed}
-    table = README.split("| package | for |\n|---|---|\n")[1].split("\n\n")[0]
-    assert {
-        name for row in table.splitlines() for name in row.split(" | ")[0][2:].split(", ")
-    } == names

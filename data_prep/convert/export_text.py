@@ -20,6 +20,7 @@ from data_prep.progress import Progress
 from data_prep.readers import mds as mds_read
 from data_prep.readers.mds_files import MdsFolder
 from data_prep.readers.mds_rows import losses
+from data_prep.readers.task import ReadTask
 from data_prep.settings import MIB, InputSettings, ShardSettings, check
 from data_prep.store import TEMPORARY, write_error
 from elemdist.errors import UserError
@@ -154,7 +155,8 @@ def documents_of(
     problems = Problems(settings.on_error == "skip", reject)
     for part in parts:
         held: list[bytes] = []
-        for batch in mds_read.MdsReader(part, settings, problems, progress.add).batches():
+        task = ReadTask(part, settings, problems, progress.add)
+        for batch in mds_read.MdsReader(task).batches():
             view = batch.data.data
             spans = zip(batch.starts.tolist(), batch.ends.tolist(), strict=True)
             for document, (start, end) in enumerate(spans):

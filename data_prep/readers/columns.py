@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from data_prep.documents import Batch, Part, Problems, Source
+from data_prep.documents import Batch, Part, Source
 from data_prep.readers import arrow_text, class_names
 from data_prep.readers.arrow_text import Columns
 from data_prep.readers.files import Stored, StoredFile
+from data_prep.readers.task import ReadTask
 from data_prep.readers.values import document_too_large, missing, too_large
-from data_prep.settings import MIB, InputSettings, ShardSettings
+from data_prep.settings import MIB, InputSettings
 from elemdist.errors import UserError
 from elemdist.remote import is_url
 
@@ -159,16 +160,9 @@ def is_text_column(schema: pa.Schema, name: str) -> bool:
 class ColumnReader:
     """Reads row groups or record batches, in batches of about 4 MiB or one larger value."""
 
-    def __init__(
-        self,
-        part: Part,
-        settings: ShardSettings,
-        problems: Problems,
-        progress: Callable[[int], None],
-    ) -> None:
-        """`progress` is called with about the number of stored bytes read."""
-        self._part, self._settings, self._problems = part, settings, problems
-        self._progress, self._told = progress, 0
+    def __init__(self, task: ReadTask) -> None:
+        self._part, self._settings, self._problems = task.part, task.settings, task.problems
+        self._progress, self._told = task.progress, 0
         # Places count rows within the part; here is where each record batch begins.
         self._firsts: list[int] = []
         self._places: list[tuple[int, int]] = []  # its group, and its first row in that

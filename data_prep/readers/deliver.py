@@ -8,10 +8,11 @@ from typing import IO
 
 import numpy as np
 
-from data_prep.documents import Batch, Problems, batch_of
+from data_prep.documents import Batch, batch_of
 from data_prep.readers import utf8
+from data_prep.readers.task import ReadTask
 from data_prep.readers.values import document_too_large
-from data_prep.settings import MIB, ShardSettings
+from data_prep.settings import MIB
 from elemdist.errors import UserError
 
 PIECE_BYTES = 1 << 20  # of a document that was spooled
@@ -30,18 +31,17 @@ class Delivery:
     """Makes batches, and keeps count of where in the file they stand.
 
     Args:
-        path: the source. where: the place of a line for an error.
+        task: whose source it is. where: the place of a line for an error.
 
     Attributes:
         line: the line where the next byte stands, from 1 on. offset: that byte's in the file.
     """
 
-    def __init__(
-        self, path: str, settings: ShardSettings, problems: Problems, where: Callable[[int], str]
-    ) -> None:
-        self._path, self._problems, self._where = path, problems, where
-        self._replace = settings.on_invalid == "replace"
-        self._limit = settings.input.max_document_mb * MIB
+    def __init__(self, task: ReadTask, where: Callable[[int], str]) -> None:
+        self._path, self._problems = task.part.source.path, task.problems
+        self._where = where
+        self._replace = task.settings.on_invalid == "replace"
+        self._limit = task.settings.input.max_document_mb * MIB
         self.line, self.offset = 1, 0
 
     def advance(self, text: bytes) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import xxhash
 
-from data_prep.documents import Batch, Part, Problems, Source
+from data_prep.documents import Batch, Part, Source
 from data_prep.readers.mds_files import MdsFolder, opened
-from data_prep.settings import ShardSettings
+from data_prep.readers.task import ReadTask
 
 BLOCK_BYTES = 1 << 21  # of samples at a time: what stays in a core's cache while it is worked on
 
@@ -90,30 +90,21 @@ class MdsReader:
     Of a set of byte rows, input.labels_field asks for the labels, whatever its name.
     """
 
-    def __init__(
-        self,
-        part: Part,
-        settings: ShardSettings,
-        problems: Problems,
-        progress: Callable[[int], None],
-    ) -> None:
-        """`progress` is called with the number of stored bytes after each read.
-
-        Raises:
-            UserError: no MDS set, or one without the columns that the settings name.
-        """
+    def __init__(self, task: ReadTask) -> None:
+        """Raises UserError: no MDS set, or one without the columns that the settings name."""
+        part = task.part
         folder = opened(part.source.path, part.source.version)
         self._start = part.start
-        self._blocks = SampleBlocks(folder, part, progress)
+        self._blocks = SampleBlocks(folder, part, task.progress)
         self._documents: Iterator[Batch]
         if folder.manifest is not None:
             from data_prep.readers.mds_rows import RowDocuments
 
-            self._documents = RowDocuments(self._blocks, settings).batches()
+            self._documents = RowDocuments(self._blocks, task.settings).batches()
         else:
             from data_prep.readers.mds_text import TextDocuments
 
-            documents = TextDocuments(self._blocks, settings, problems, self.where)
+            documents = TextDocuments(self._blocks, task, self.where)
             self._documents = documents.batches()
 
     def batches(self) -> Iterator[Batch]:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_prep.documents import Batch, Problems, batch_of
+from data_prep.documents import Batch, batch_of
 from data_prep.readers import utf8
 from data_prep.readers.deliver import Delivery
 from data_prep.readers.mds_files import Columns
+from data_prep.readers.task import ReadTask
 from data_prep.readers.values import RecordError, document_too_large, id_of, labels_of, missing
-from data_prep.settings import MIB, ShardSettings
+from data_prep.settings import MIB
 from elemdist.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,20 +42,14 @@ SHAPE_TYPES = ("<u1", "<u2", "<u4", "<u8")
 class TextDocuments:
     """The documents of a part of a set with a text column."""
 
-    def __init__(
-        self,
-        blocks: SampleBlocks,
-        settings: ShardSettings,
-        problems: Problems,
-        where: Callable[[int], str],
-    ) -> None:
+    def __init__(self, blocks: SampleBlocks, task: ReadTask, where: Callable[[int], str]) -> None:
         """
         Raises:
             UserError: the set lacks a column that the settings name, or it cannot be read.
         """
-        self._blocks, self._problems, self._where = blocks, problems, where
-        self._settings, self._input = settings, settings.input
-        self._replace = settings.on_invalid == "replace"
+        self._blocks, self._task, self._where = blocks, task, where
+        self._problems, self._input = task.problems, task.settings.input
+        self._replace = task.settings.on_invalid == "replace"
         for columns in {shard.columns for shard in blocks.folder.shards}:
             self._check(columns)
 
@@ -141,9 +136,7 @@ class TextDocuments:
     def _long(self, document: memoryview, more: dict[str, Any], place: int) -> Iterator[Batch]:
         """One long document in pieces."""
         # Its place is a sample, whatever the line in it.
-        delivery = Delivery(
-            self._blocks.folder.path, self._settings, self._problems, lambda _: self._where(place)
-        )
+        delivery = Delivery(self._task, lambda _: self._where(place))
         pieces = (
             bytes(document[at : at + PIECE_BYTES]) for at in range(0, len(document), PIECE_BYTES)
         )

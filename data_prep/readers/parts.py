@@ -9,6 +9,7 @@ from data_prep.documents import Batch, Part, Problems
 from data_prep.readers.records import JsonlReader
 from data_prep.readers.tables import TableReader
 from data_prep.readers.tars import TarReader
+from data_prep.readers.task import ReadTask
 from data_prep.readers.texts import TextReader
 from data_prep.settings import ShardSettings
 
@@ -42,15 +43,15 @@ def open_part(
     Args:
         progress: called with stored bytes as they are read; they sum up to about part.weight.
     """
-    format = part.source.format
+    task, format = ReadTask(part, settings, problems, progress), part.source.format
     if format == "mds":
         from data_prep.readers import mds as mds_read
 
-        return mds_read.MdsReader(part, settings, problems, progress)
+        return mds_read.MdsReader(task)
     if format in ("parquet", "arrow", "datasets"):
         from data_prep.readers import columns  # loads pyarrow
 
-        return columns.ColumnReader(part, settings, problems, progress)
+        return columns.ColumnReader(task)
     readers: dict[str, Callable[..., Reader]] = {
         "text": TextReader,
         "jsonl": JsonlReader,
@@ -58,4 +59,4 @@ def open_part(
         "tsv": TableReader,
         "tar": TarReader,
     }
-    return readers[format](part, settings, problems, progress)
+    return readers[format](task)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from data_prep.documents import Batch, Part, Problems, batch_of
+from data_prep.documents import Batch, batch_of
 from data_prep.readers import jsonl, spans
 from data_prep.readers.files import PartStream
+from data_prep.readers.task import ReadTask
 from data_prep.readers.texts import LinePlace
 from data_prep.readers.unpack import DamagedError
 from data_prep.readers.utf8 import MENDING
 from data_prep.readers.values import RecordError, document_too_large, too_large
-from data_prep.settings import MIB, ShardSettings
+from data_prep.settings import MIB
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -19,20 +20,14 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 class JsonlReader:
     """Reads one part of a JSON Lines file, in batches of about a MiB or one larger record."""
 
-    def __init__(
-        self,
-        part: Part,
-        settings: ShardSettings,
-        problems: Problems,
-        progress: Callable[[int], None],
-    ) -> None:
-        """`progress` is called with the number of stored bytes after each read."""
-        self._part, self._problems = part, problems
-        self._input, self._replace = settings.input, settings.on_invalid == "replace"
-        self._stream = PartStream(part, progress)
-        self._lines = LinePlace(part)
-        self._parse = jsonl.Parser(settings.input)
-        self._line, self._offset = 1, part.start
+    def __init__(self, task: ReadTask) -> None:
+        self._part, self._problems = task.part, task.problems
+        self._input = task.settings.input
+        self._replace = task.settings.on_invalid == "replace"
+        self._stream = PartStream(task.part, task.progress)
+        self._lines = LinePlace(task.part)
+        self._parse = jsonl.Parser(self._input)
+        self._line, self._offset = 1, task.part.start
         self._digest = ""
 
     def batches(self) -> Iterator[Batch]:

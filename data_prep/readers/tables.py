@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from data_prep.documents import Batch, Part, Problems, batch_of
+from data_prep.documents import Batch, batch_of
 from data_prep.readers import spans
 from data_prep.readers.files import PartStream
 from data_prep.readers.records import BYTE_ORDER_MARK
+from data_prep.readers.task import ReadTask
 from data_prep.readers.unpack import DamagedError
 from data_prep.readers.utf8 import complaint
 from data_prep.readers.values import RecordError, document_too_large, labels_of, missing, too_large
-from data_prep.settings import MIB, ShardSettings
+from data_prep.settings import MIB
 
 BATCH_BYTES = 1 << 20
 DELIMITERS = {"csv": ",", "tsv": "\t"}
@@ -73,17 +74,11 @@ def _bytes_lines(chunks: Iterator[bytes], limit: int) -> Iterator[tuple[bytes | 
 class TableReader:
     """Reads a CSV or TSV file, in batches of about a MiB or one larger record."""
 
-    def __init__(
-        self,
-        part: Part,
-        settings: ShardSettings,
-        problems: Problems,
-        progress: Callable[[int], None],
-    ) -> None:
-        """`progress` is called with the number of stored bytes after each read."""
-        self._source, self._problems = part.source, problems
-        self._input, self._replace = settings.input, settings.on_invalid == "replace"
-        self._stream = PartStream(part, progress)
+    def __init__(self, task: ReadTask) -> None:
+        self._source, self._problems = task.part.source, task.problems
+        self._input = task.settings.input
+        self._replace = task.settings.on_invalid == "replace"
+        self._stream = PartStream(task.part, task.progress)
         self._columns: list[str] = []
         self._digest = ""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from data_prep.documents import Batch, Part, Problems, batch_of
+from data_prep.documents import Batch, batch_of
 from data_prep.readers.deliver import Delivery
 from data_prep.readers.files import PartStream
+from data_prep.readers.task import ReadTask
 from data_prep.readers.unpack import DamagedError
-from data_prep.settings import ShardSettings
 
 READ_BYTES = 1 << 20
 BATCH_BYTES = 1 << 20  # of small members
@@ -59,21 +59,12 @@ class _File:
 class TarReader:
     """Reads a tar file, in batches of about a MiB; larger members stream."""
 
-    def __init__(
-        self,
-        part: Part,
-        settings: ShardSettings,
-        problems: Problems,
-        progress: Callable[[int], None],
-    ) -> None:
-        """`progress` is called with the number of stored bytes after each read."""
-        self._source, self._problems = part.source, problems
-        self._pattern = settings.input.members
-        self._stream = PartStream(part, progress)
+    def __init__(self, task: ReadTask) -> None:
+        self._source, self._problems = task.part.source, task.problems
+        self._pattern = task.settings.input.members
+        self._stream = PartStream(task.part, task.progress)
         self._member = ""
-        self._delivery = Delivery(
-            part.source.path, settings, problems, lambda _: f"member {self._member}"
-        )
+        self._delivery = Delivery(task, lambda _: f"member {self._member}")
         self._digest = ""
 
     def batches(self) -> Iterator[Batch]:

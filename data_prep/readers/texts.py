@@ -9,32 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from data_prep.documents import Batch, Part, Problems
+from data_prep.documents import Batch, Part
 from data_prep.readers import spans
 from data_prep.readers.deliver import Delivery
 from data_prep.readers.files import PartStream, Stored
+from data_prep.readers.task import ReadTask
 from data_prep.readers.unpack import DamagedError
-from data_prep.settings import ShardSettings
 from elemdist.remote import public
 
 
 class TextReader:
     """Reads one part of a text file, in batches of about a MiB; longer documents stream."""
 
-    def __init__(
-        self,
-        part: Part,
-        settings: ShardSettings,
-        problems: Problems,
-        progress: Callable[[int], None],
-    ) -> None:
-        """`progress` is called with the number of stored bytes after each read."""
-        self._source, self._problems = part.source, problems
-        self._document = settings.input.document
-        self._stream = PartStream(part, progress)
-        self._lines = LinePlace(part)
-        self._delivery = Delivery(part.source.path, settings, problems, self.where)
-        self._delivery.offset = part.start
+    def __init__(self, task: ReadTask) -> None:
+        self._source, self._problems = task.part.source, task.problems
+        self._document = task.settings.input.document
+        self._stream = PartStream(task.part, task.progress)
+        self._lines = LinePlace(task.part)
+        self._delivery = Delivery(task, self.where)
+        self._delivery.offset = task.part.start
         self._digest = ""
 
     def batches(self) -> Iterator[Batch]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tests.conftest import ELEMDIST, REPOSITORY
+from tests.conftest import ELEMDIST, REPOSITORY, run_command
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "nsenter")
 NODES = ("n1", "n2", "n3")
@@ -61,8 +61,6 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMo
 """
 
 Process = subprocess.Popen[bytes]
-# What each failure cost: its name, steps that were done twice, seconds to the next step.
-RECOVERIES: list[tuple[str, int, float]] = []
 
 
 class Cluster:
@@ -177,14 +175,7 @@ class Cluster:
         self, *words: str | Path, timeout: float = WAIT_S, cwd: Path = REPOSITORY, **more: str
     ) -> subprocess.CompletedProcess[str]:
         """A command on this cluster; `more` is added to the environment."""
-        return subprocess.run(
-            [str(word) for word in words],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=cwd,
-            env=self.environment(**more),
-        )
+        return run_command(*words, timeout=timeout, cwd=cwd, **self.environment(**more))
 
     def ask(self, *words: str | Path) -> str:
         """The same for one that must succeed; what it printed."""

@@ -8,16 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.cluster import NEEDED, RECOVERIES, Cluster
+from tests.cluster.cluster import NEEDED, Cluster
+from tests.cluster.recoveries import RECOVERIES, keep, table
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table of the README."""
     if RECOVERIES:
-        terminalreporter.write_line("| what ends the attempt | steps lost | s to the next step |")
-        terminalreporter.write_line("|---|---|---|")
-    for what, lost, seconds in RECOVERIES:
-        terminalreporter.write_line(f"| {what} | {lost} | {seconds:.0f} |")
+        terminalreporter.write_line(table(RECOVERIES))
+        keep()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ from elemdist.slurm_ranks import port_of
 from elemdist.stop import read_end
 from launcher.progress import last_figures, newest_step, steps_done
 from launcher.run_jobs import job_name
-from tests.cluster.cluster import NODES, RECOVERIES, Cluster, wait_for
+from tests.cluster.cluster import NODES, Cluster, wait_for
+from tests.cluster.recoveries import RECOVERIES
 from tests.conftest import TINY
 from tests.test_elastic import same_run
 

@@ -107,7 +107,7 @@ def test_the_time_limit_comes_in_the_middle_and_the_next_link_goes_on(run):
 def test_a_hang(run):
     run.launch("--guard.stall-s", "15")
     run.wait_for_figures(25)
-    with run.failing("a rank hangs (guard.stall_s 15)"):
+    with run.failing("a rank hangs (`guard.stall_s` 15)"):
         os.kill(run.ranks("n2")[1], signal.SIGSTOP)
     run.finish(2, "hang")
     assert (run.run / "stacks" / "rank-00000.txt").exists()
@@ -140,8 +140,8 @@ def test_two_runs_at_once_one_requeued_by_an_admin_one_by_its_time_limit(
     run.wait_for_step(10)
     with run.standing_still():
         other.wait_for_step(10)
-    with other.failing("the time limit, without another link"), other.standing_still():
-        with run.failing("requeued by an admin"):
+    with other.failing("the time limit, without another link (*)"), other.standing_still():
+        with run.failing("requeued by an admin (*)"):
             cluster.ask("scontrol", "requeue", run.job())
         wait_for((Attempt(other.run, 1).folder / "stop").exists, "the signal", 180)
     run.finish(2, "stopped")
@@ -152,7 +152,7 @@ def test_preemption_by_a_higher_partition(run, cluster):
     run.launch()
     run.wait_for_step(20)
     high = ["-p", "high", "-N", "3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 3"]
-    with run.failing("preempted"):
+    with run.failing("preempted (*)"):
         cluster.ask("sbatch", *high)
     run.finish(2, "stopped")
     end = Attempt(run.run, 1).read("end")
@@ -162,7 +162,7 @@ def test_preemption_by_a_higher_partition(run, cluster):
 def test_a_node_dies_and_returns(run, cluster):
     run.launch()
     run.wait_for_figures(25)
-    with run.failing("a node dies, and returns"):
+    with run.failing("a node dies, and returns (*)"):
         run.failed_s = time.monotonic()
         cluster.kill_node("n2")
         down = lambda: "n2 down" in cluster.ask("sinfo", "-N", "-h", "-o", "%N %T")  # noqa: E731
@@ -210,7 +210,7 @@ def test_a_zombie_writer_is_refused(run, cluster):
     for number in sleepers:
         os.kill(number, signal.SIGSTOP)
     try:
-        with run.failing("the node of the batch script dies"):
+        with run.failing("the node of the batch script dies (*)"):
             cluster.kill_node("n1", but=sleepers)
         run.finish(2, "node")
         before = tree(run.run)

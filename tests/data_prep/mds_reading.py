@@ -10,6 +10,7 @@ from reference import SAMPLES
 from data_prep.documents import Batch, Part, Problems, Source
 from data_prep.readers import mds as mds_read
 from data_prep.readers.mds_files import MdsFolder
+from data_prep.readers.task import ReadTask
 from data_prep.settings import InputSettings, ShardSettings
 
 TEXTS = sorted(SAMPLES.values())
@@ -34,7 +35,7 @@ def read(
     """Text, labels and place of each document, and the batches as they came."""
     problems = Problems(rejects is not None, (rejects if rejects is not None else []).append)
     done: list[int] = []
-    reader = mds_read.MdsReader(part, settings or settings_of(), problems, done.append)
+    reader = mds_read.MdsReader(ReadTask(part, settings or settings_of(), problems, done.append))
     batches = list(reader.batches())
     assert sum(done) == part.weight
     assert len(reader.digest()) == 32
