@@ -43,7 +43,7 @@ demo: setup
 	$(BIN)/python -m elemdist.demo
 
 bench: setup
-	$(BIN)/python -m elemdist.cli bench all $(if $(QUICK),--quick)
+	$(BIN)/python -m elemdist bench all $(if $(QUICK),--quick)
 
 test: setup
 	$(BIN)/python -m pytest --ignore tests/cluster --ignore tests/browser -n $(PROCESSES) --dist loadfile

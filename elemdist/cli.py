@@ -289,10 +289,3 @@ def main() -> int:
     except KeyboardInterrupt:
         print(f"elemdist {name}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe has seen enough
-        return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -60,7 +60,7 @@ class Stages:
     def command(self, log: Path, verb: str, *words: str | Path) -> None:
         """Runs `elemdist VERB`, its output added to a log. Raises StageError."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "elemdist.cli", verb, *map(str, words)]
+        command = [sys.executable, "-m", "elemdist", verb, *map(str, words)]
         with open(log, "ab") as file:
             process = subprocess.Popen(
                 command,

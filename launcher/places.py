@@ -51,7 +51,7 @@ class Here:
     def words(self, attempt: Attempt, nodes: list[str]) -> list[str]:
         """The command line that starts the ranks of an attempt on these nodes."""
         ranks = str(self.settings.world_size)
-        here = [sys.executable, "-u", "-m", "elemdist.cli", "train", str(self.recipe)]
+        here = [sys.executable, "-u", "-m", "elemdist", "train", str(self.recipe)]
         return [*here, "--run-dir", str(self.run_dir), "--resume", "--ranks", ranks]
 
     def start(self, attempt: Attempt, nodes: list[str]) -> Process:

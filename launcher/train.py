@@ -8,7 +8,7 @@ import elemdist
 from elemdist.commandline import parse
 from elemdist.config import TrainSettings
 from elemdist.slurm_ranks import in_step
-from elemdist.stop import end_process, read_end, write_end
+from elemdist.stop import read_end, write_end
 from launcher import local
 
 TRAIN = Path(elemdist.__file__).with_name("train.py")
@@ -33,4 +33,4 @@ def run(argv: list[str], description: str | None) -> int:
         return code
     from elemdist.train import main  # after the settings: it loads torch
 
-    end_process(main(argv))
+    return main(argv)

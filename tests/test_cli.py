@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 import pytest
 
 from elemdist.cli import VERBS
 from launcher.completion import SETTINGS
-from tests.conftest import elemdist, expect_user_error, run_command
+from tests.conftest import ELEMDIST, elemdist, expect_user_error, run_command
 
 
 def test_the_command_alone_lists_the_verbs():
@@ -77,3 +79,12 @@ def test_the_offline_verbs_load_neither_torch_nor_streaming(tmp_path):
     done = run_command(sys.executable, "-c", code, str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"text":"One text.' in (tmp_path / "c.jsonl").read_text()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["plan", "--table"]])
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as gone:
+        done = subprocess.run([ELEMDIST, *words], stdout=gone, stderr=subprocess.PIPE, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -43,7 +43,7 @@ Done = dict[str, Any]
 
 def command_of(name: str, quick: bool, figures: Path) -> list[str]:
     words = ["bench", name, "--json", str(figures), *(["--quick"] if quick else [])]
-    return [sys.executable, "-m", "elemdist.cli", *words]
+    return [sys.executable, "-m", "elemdist", *words]
 
 
 def end(process: subprocess.Popen[str]) -> None:

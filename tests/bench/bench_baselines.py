@@ -120,7 +120,7 @@ def made_sets(folder: Path, megabytes: float) -> tuple[str, str]:
     with corpus.open("w") as file:
         file.writelines(json.dumps({"text": document}) + "\n" for document in documents)
     command = [
-        sys.executable, "-m", "elemdist.cli", "shard", str(corpus), "--out", str(out), "--n", "128",
+        sys.executable, "-m", "elemdist", "shard", str(corpus), "--out", str(out), "--n", "128",
         "--v", "12", "--packing", "packed", "--quiet", "--holdout-last", str(len(documents) // 5),
     ]  # fmt: skip
     subprocess.run(command, check=True)

@@ -66,7 +66,7 @@ def write(path: Path, megabytes: int) -> None:
 def peak_mb(source: Path, out: Path, options: list[str]) -> float:
     """Peak resident memory of one conversion on one process, in MB."""
     command = [
-        sys.executable, "-m", "elemdist.cli", "shard", str(source), "--out", str(out),
+        sys.executable, "-m", "elemdist", "shard", str(source), "--out", str(out),
         "--processes", "1", "--quiet", *options,
     ]  # fmt: skip
     process = subprocess.Popen(command)

@@ -49,7 +49,7 @@ def training(shards: Path, folder: Path, number: int) -> tuple[float, float]:
     ]
     words += ["--run-dir", str(folder / f"run-{number}"), "--stop-step", "1"]
     start, seen = time.perf_counter(), {}
-    command = [sys.executable, "-u", "-m", "elemdist.cli", "train", *words]
+    command = [sys.executable, "-u", "-m", "elemdist", "train", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -80,7 +80,7 @@ def main() -> None:
         shards = made_shards(Path(folder), 0.5 if chosen.quick else 2, 512, 12)
         for number in range(rounds + 1):
             took = {
-                HELP: seconds(sys.executable, "-m", "elemdist.cli", "--help"),
+                HELP: seconds(sys.executable, "-m", "elemdist", "--help"),
                 BARE: seconds(sys.executable, "-c", "pass"),
                 LIBRARIES: seconds(sys.executable, "-c", LIBRARIES),
             }

@@ -44,7 +44,7 @@ done
 echo "== environment"
 nvidia-smi -L 2>/dev/null
 "$PYTHON" -c 'import elemdist.model' || { echo "elemdist does not load here" >&2; exit 2; }
-"$PYTHON" -m elemdist.cli doctor 2>&1 || echo "(the doctor found something; see also the first table of the report)"
+"$PYTHON" -m elemdist doctor 2>&1 || echo "(the doctor found something; see also the first table of the report)"
 
 echo "== tests"
 # Every file that has cases for a GPU, and those of the model's parts.
