@@ -39,7 +39,7 @@ from elemdist.checkpoint_parts import TensorFile, write_tensors
 from elemdist.engine import Ranks
 from elemdist.errors import Superseded
 
-POLL_S = 0.02
+SHORTEST_POLL_S, LONGEST_POLL_S = 0.0002, 0.02
 # A rank that dies closes its connections; this is for those that wait for a slow disk.
 PATIENCE = timedelta(hours=6)
 
@@ -240,6 +240,7 @@ class Writer:
         ]
 
     def _wait(self, work: Any) -> None:
+        pause_s = SHORTEST_POLL_S  # most of them take no longer; others wait for a slow disk
         while not work.is_completed():
             try:
                 end_with_the_program()
@@ -248,7 +249,8 @@ class Writer:
                 # freed, it lets this process end, and they learn of it by the closed connection.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.group))
                 raise
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_POLL_S)
         work.wait()  # raises what went wrong
 
 

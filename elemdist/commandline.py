@@ -178,12 +178,21 @@ def parser_of(settings_class: type, **options: Any) -> tuple[Parser, list[str]]:
     return parser, [action.dest for action in required]
 
 
-def with_value(parser: Parser, values: Any, key: str, text: str, place: str) -> Any:
-    """`values` and one more. Raises UserError where it does not fit; `place` says which it is."""
+def with_values(parser: Parser, texts: dict[str, str], places: dict[str, str]) -> Any:
+    """The defaults, and other values by their keys. Raises UserError where one does not fit;
+    `places` says which it is."""
     try:
-        return parser.parse_args([f"--{key}={text}"], namespace=values)
-    except (UserError, jsonargparse.ArgumentError) as error:
-        raise UserError(f"{place}: {plain(error, text)}") from None
+        words = [f"--{key}={text}" for key, text in texts.items()]
+        return parser.parse_args(words, namespace=parser.get_defaults())
+    except (UserError, jsonargparse.ArgumentError):
+        pass  # one by one, to find it: each call takes as long as that one
+    values = parser.get_defaults()
+    for key, text in texts.items():
+        try:
+            values = parser.parse_args([f"--{key}={text}"], namespace=values)
+        except (UserError, jsonargparse.ArgumentError) as error:
+            raise UserError(f"{places[key]}: {plain(error, text)}") from None
+    return values
 
 
 def read_items(kind: type, text: str, place: str) -> list[Any]:
@@ -205,11 +214,11 @@ def read_items(kind: type, text: str, place: str) -> list[Any]:
                 raise UserError(f"{here}: unknown key '{key}'{nearest(key, known)}")
         if missing := [key for key in required if key not in item]:
             raise UserError(f"{here}: {missing[0]} is missing")
-        values = parser.get_defaults()
-        for key, value in item.items():
-            shown = value if isinstance(value, str) else json.dumps(value)
-            values = with_value(parser, values, key, shown, f"{here}.{key}")
-        read.append(values)
+        texts = {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in item.items()
+        }
+        read.append(with_values(parser, texts, {key: f"{here}.{key}" for key in item}))
     return read
 
 
@@ -241,13 +250,14 @@ def parse(
         from_file = read_recipe(recipe, known)
         source = dict.fromkeys(from_file, recipe) | source
         values = {**from_file, **values}
-    result, lists = parser.get_defaults(), {}
-    for key, value in values.items():
-        place = f"{source[key]}: {key}"
-        if (items := item_class(known[key])) is not None:
-            lists[key] = read_items(items, value, place)
-        else:
-            result = with_value(parser, result, key, value, place)
+    places = {key: f"{source[key]}: {key}" for key in values}
+    lists = {
+        key: read_items(items, values[key], places[key])
+        for key in values
+        if (items := item_class(known[key])) is not None
+    }
+    single = {key: value for key, value in values.items() if key not in lists}
+    result = with_values(parser, single, places)
     for key, read in lists.items():
         result[key] = read
     for key in required:
