@@ -10,10 +10,12 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import unwrap
 from statistics import median
 from typing import Any, Literal
 
 import torch
+from torch.optim import AdamW
 
 from elemdist.errors import UserError
 from elemdist.run_settings import GuardSettings
@@ -22,20 +24,30 @@ WINDOW = 100  # good steps whose norms a spike is compared with
 FEWEST = 20  # below so many nothing is called a spike: the first steps have large gradients
 
 
-class GuardedAdamW(torch.optim.AdamW):
+class GuardedAdamW(AdamW):
     """AdamW whose step can be refused: then weights, moments and step count stay as they are.
 
     DeepSpeed calls step() when it knows the norm of the whole gradient, in ZeRO 3 once for every
     part of the weights, so `refuse` has to answer the same each time.
+
+    Its methods are AdamW's without their wrappers, which import torch's compiler to tell it that
+    it is not to compile them: nearly a second of every rank's start.
     """
 
     refuse: Callable[[], bool] | None = None
 
+    add_param_group = unwrap(AdamW.add_param_group)
+    load_state_dict = unwrap(AdamW.load_state_dict)
+    state_dict = unwrap(AdamW.state_dict)
+    zero_grad = unwrap(AdamW.zero_grad)
+    unguarded_step = unwrap(AdamW.step)
+
+    @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """As AdamW's, unless `refuse` says no."""
         if self.refuse is not None and self.refuse():
             return None
-        return super().step(closure)
+        return self.unguarded_step(closure)
 
 
 def keeps_norm(engine: Any) -> bool:

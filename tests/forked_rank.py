@@ -9,7 +9,7 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import torch._dynamo  # the first optimizer imports it
+import torch._dynamo  # ZeRO 3 imports it
 import torch.utils.tensorboard  # noqa: F401
 
 import data_prep.shard  # noqa: F401

@@ -20,7 +20,8 @@ from elemdist.deepspeed_config import (
 from elemdist.deepspeed_import import import_deepspeed
 from elemdist.engine import Ranks
 from elemdist.errors import UserError
-from tests.conftest import run_command
+from launcher.local import free_port, rank_environment
+from tests.conftest import TINY, run_command
 
 PLAN = BatchPlan(global_samples=64, groups=2, sequence_parallel=1, passes=8)
 
@@ -182,12 +183,16 @@ def test_the_check_of_settings_loads_neither_torch_nor_deepspeed():
     assert done.stdout == "set()\n"
 
 
-def test_no_engine_loads_the_compiler_for_the_optimizer_muon():
+@pytest.mark.parametrize("stage", ["0", "1", "2"])  # 3 has hooks that DeepSpeed itself excludes
+def test_no_rank_loads_torchs_compiler(stage, packed, tmp_path):
     code = (
-        "import sys; from elemdist.deepspeed_import import import_deepspeed; import_deepspeed()\n"
-        "from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam\n"
-        "from deepspeed.runtime.zero.muon.original_muon import muon_update\n"
-        "assert 'torch._inductor.compile_fx' not in sys.modules\n"
+        "import sys; from elemdist.train import main; assert main(sys.argv[1:]) == 0\n"
+        "loaded = {'torch._dynamo', 'torch._inductor.compile_fx', 'sympy'} & set(sys.modules)\n"
+        "assert 'deepspeed' in sys.modules and not loaded, loaded\n"
     )
-    done = run_command(sys.executable, "-c", code)
+    words = [*TINY, "--steps", "1", "--zero.stage", stage, "--run-dir", tmp_path / "run"]
+    place = rank_environment(0, 1, free_port())
+    done = run_command(
+        sys.executable, "-c", code, *words, "--data.train", packed / "train", **place
+    )
     assert done.returncode == 0, done.stderr
