@@ -60,12 +60,19 @@ def elemdist(
     return run_verb([str(word) for word in words], {**os.environ, **environment}, cwd, timeout)
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
-    """Returns as soon as the condition holds; fails, with `what` was awaited, when it does not."""
-    deadline = time.monotonic() + seconds
+def wait_until(
+    condition: Callable[[], object],
+    what: str,
+    seconds: float = 120,
+    log: Callable[[], str] = str,
+) -> None:
+    """Returns as soon as the condition holds; fails, with `what` was awaited and what log() says,
+    when it does not."""
+    deadline, pause = time.monotonic() + seconds, 0.01
     while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}\n{log()}"
+        time.sleep(pause)
+        pause = min(2 * pause, 0.2)  # a condition may ask SLURM
 
 
 def expect_user_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:

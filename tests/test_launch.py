@@ -8,8 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,15 @@ from launcher.launch import run as launch
 from launcher.local import count_gpus
 from launcher.progress import newest_step
 from launcher.settings import CLUSTERS, read
-from tests.conftest import ELEMDIST, REPOSITORY, TINY, elemdist, expect_user_error, metrics
+from tests.conftest import (
+    ELEMDIST,
+    REPOSITORY,
+    TINY,
+    elemdist,
+    expect_user_error,
+    metrics,
+    wait_until,
+)
 from tests.test_elastic import same_run
 
 STEPS = 300
@@ -30,13 +36,6 @@ LOCAL = [
     "--local", *TINY, "--steps", str(STEPS), "--checkpoint-every", "10", "--eval-every", "0",
     "--ranks-per-node", "2", "--retry.pause-s", "0.1",
 ]  # fmt: skip
-
-
-def wait_for(condition: Callable[[], object], log: Path) -> None:
-    deadline = time.monotonic() + 180
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
 
 
 def start(data: Path, run: Path, log: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -68,7 +67,7 @@ def test_a_rank_that_is_killed_costs_an_attempt_and_a_run_ends_as_it_would(packe
     assert plain.returncode == 0, plain.stderr
     run, log = tmp_path / "a run's folder", tmp_path / "log"
     process = start(packed, run, log)
-    wait_for(lambda: newest_step(run) >= 20, log)
+    wait_until(lambda: newest_step(run) >= 20, "the run", 180, log.read_text)
     status = json.loads(elemdist("status", run, "--json").stdout)
     assert (status["state"], status["steps"], status["attempts"]) == ("runs", STEPS, 1)
     assert status["step"] >= 20
@@ -90,14 +89,19 @@ def test_a_rank_that_is_killed_costs_an_attempt_and_a_run_ends_as_it_would(packe
 def test_cancel_saves_and_now_does_not_and_resume_goes_on(packed, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     process = start(packed, run, log, "--checkpoint-every", "0")
-    wait_for(lambda: numbers(run) and "step 20/" in rank_log(run), log)
+    wait_until(lambda: numbers(run) and "step 20/" in rank_log(run), "the run", 180, log.read_text)
     out = elemdist("cancel", run)
     assert process.wait(60) == 75, log.read_text()
     saved = newest_step(run)
     assert saved >= 20
     assert f"stopped after step {saved}, checkpoint of step {saved}" in out.stdout
     process = subprocess.Popen([ELEMDIST, "resume", run], cwd=REPOSITORY)
-    wait_for(lambda: len(numbers(run)) > 1 and f"step {saved + 20}/" in rank_log(run), log)
+    wait_until(
+        lambda: len(numbers(run)) > 1 and f"step {saved + 20}/" in rank_log(run),
+        "the run",
+        180,
+        log.read_text,
+    )
     assert elemdist("cancel", run, "--now").returncode == 0
     assert process.wait(60) == 130
     assert newest_step(run) == saved
@@ -125,7 +129,6 @@ def test_a_mistake_is_not_tried_again(packed, tmp_path):
     assert numbers(run) == [1], "one attempt"
     assert "given up" in done.stdout
     assert "missing" in done.stdout
-    assert "given up" in done.stdout
     status = json.loads(elemdist("status", run, "--json").stdout)
     assert "missing" in status["reason"], status
     assert not log.exists()

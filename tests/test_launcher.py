@@ -13,7 +13,7 @@ import pytest
 
 from elemdist.errors import EXIT_LOST, EXIT_NOT_SAVED, EXIT_STALLED, EXIT_STOPPED
 from launcher.local import free_port, start_ranks
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, wait_until
 
 FAULTY = REPOSITORY / "tests" / "faulty_ranks.py"
 
@@ -64,7 +64,7 @@ def test_what_a_failed_rank_has_started_ends_with_it(tmp_path):
         "time.sleep(60) if rank == 0 else sys.exit(7)\n"
     )
     assert start_ranks(script(tmp_path, body), [str(tmp_path)], 2) == 7
-    wait_for(lambda: not any(runs(pid) for pid in pids(tmp_path)))
+    wait_until(lambda: not any(runs(pid) for pid in pids(tmp_path)), "the ranks", 90)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -74,7 +74,7 @@ def test_no_rank_outlives_the_launcher(tmp_path, number):
     starter.send_signal(number)
     starter.wait(30)
     assert starter.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    wait_for(lambda: not any(runs(pid) for pid in pids(tmp_path)))
+    wait_until(lambda: not any(runs(pid) for pid in pids(tmp_path)), "the ranks", 90)
 
 
 def test_ports_are_those_that_no_outgoing_connection_gets():
@@ -98,7 +98,7 @@ def launch(folder: Path, fault: str, constants: str = "", path: Path = FAULTY, *
     with open(folder / "log", "w") as log:
         options = {"stdout": log, "stderr": log, **options}
         starter = subprocess.Popen(words, cwd=REPOSITORY, **options)
-    wait_for(lambda: len(pids(folder)) == 2 or starter.poll() is not None)
+    wait_until(lambda: len(pids(folder)) == 2 or starter.poll() is not None, "the ranks", 90)
     assert len(pids(folder)) == 2, (folder / "log").read_text()
     return starter
 
@@ -109,13 +109,6 @@ def pids(folder: Path) -> list[int]:
 
 def saved(folder: Path) -> list[str]:
     return [file.read_text() for file in sorted(folder.glob("saved-*"))]
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
@@ -166,7 +159,7 @@ def test_a_rank_that_stops_on_a_signal_of_its_own_stops_them_all(tmp_path):
 def test_a_second_request_ends_ranks_that_do_not_save(tmp_path):
     starter = launch(tmp_path, "slow", "local.AGAIN_S = 0.5")
     starter.terminate()
-    wait_for(lambda: saved(tmp_path))
+    wait_until(lambda: saved(tmp_path), "the ranks", 90)
     time.sleep(1)
     assert starter.poll() is None
     starter.terminate()
@@ -223,7 +216,7 @@ def test_ranks_whose_launcher_is_killed_save_and_end(tmp_path):
     starter = launch(tmp_path, "none")
     starter.kill()
     starter.wait()
-    wait_for(lambda: not any(runs(pid) for pid in pids(tmp_path)))
+    wait_until(lambda: not any(runs(pid) for pid in pids(tmp_path)), "the ranks", 90)
     assert saved(tmp_path) == ["SIGTERM", "SIGTERM"]
 
 
@@ -231,7 +224,7 @@ def test_ranks_that_hang_when_their_launcher_is_killed_end_too(tmp_path):
     starter = launch(tmp_path, "hang", "import os; os.environ['STALL_S'] = '600'")
     starter.kill()
     starter.wait()
-    wait_for(lambda: not any(runs(pid) for pid in pids(tmp_path)))
+    wait_until(lambda: not any(runs(pid) for pid in pids(tmp_path)), "the ranks", 90)
     assert saved(tmp_path) == []
     assert "the process that started it is gone" in (tmp_path / "log").read_text()
 

@@ -6,14 +6,22 @@ import gzip
 import json
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from elemdist.errors import EXIT_STOPPED
 from elemdist.stop import read_end
-from tests.conftest import ELEMDIST, REPOSITORY, TINY, MakeShards, elemdist, metrics, write_corpus
+from tests.conftest import (
+    ELEMDIST,
+    REPOSITORY,
+    TINY,
+    MakeShards,
+    elemdist,
+    metrics,
+    wait_until,
+    write_corpus,
+)
 from tests.forked import train
 
 PARTS = ("data", "agree", "forward", "backward", "optimizer")
@@ -138,8 +146,7 @@ def test_a_lost_rank_is_named_by_the_command(packed, tmp_path):
     assert "rank 1 was killed by signal 9 (SIGKILL)" in errors
     assert "Traceback" not in errors
     assert read_end(run)["state"] == "failed"
-    time.sleep(0.2)
-    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks), "an orphan"
+    wait_until(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks), "no orphan", 10)
 
 
 def children(pid: int) -> list[int]:

@@ -11,12 +11,11 @@ import signal
 import socket
 import stat
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tests.conftest import ELEMDIST, REPOSITORY, run_command
+from tests.conftest import ELEMDIST, REPOSITORY, run_command, wait_until
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "nsenter")
 NODES = ("n1", "n2", "n3")
@@ -108,7 +107,7 @@ class Cluster:
                 f"--pid-file={pid}", f"--log-file={log}", f"--seed-file={seed}",
             )
         )  # fmt: skip
-        wait_for(lambda: Path(socket_).exists(), "munged")
+        wait_until(lambda: Path(socket_).exists(), "munged")
         self.start_controller()
         for node in NODES:
             self.start_node(node)
@@ -184,7 +183,7 @@ class Cluster:
         return done.stdout.strip()
 
     def wait_for_idle_nodes(self) -> None:
-        wait_for(
+        wait_until(
             lambda: set(self.command("sinfo", "-h", "-o", "%T").stdout.split()) == {"idle"},
             "idle nodes",
         )
@@ -196,7 +195,7 @@ class Cluster:
             listed = self.command("squeue", "-h")
             return listed.returncode == 0 and not listed.stdout.strip()
 
-        wait_for(empty, "the jobs to end", timeout_s)
+        wait_until(empty, "the jobs to end", timeout_s)
 
     def stop(self) -> None:
         """Ends what start() started, the nodes first."""
@@ -211,19 +210,6 @@ class Cluster:
                 process.kill()
                 process.wait()
         subprocess.run(["umount", "--lazy", self.small], check=False)
-
-
-def wait_for(
-    condition: Callable[[], object],
-    what: str,
-    timeout_s: float = WAIT_S,
-    log: Callable[[], str] = str,
-) -> None:
-    """Waits until condition() holds; log() is shown where it does not."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"waited {timeout_s:.0f} s for {what}\n{log()}"
-        time.sleep(0.2)
 
 
 def free_ports(count: int) -> list[int]:

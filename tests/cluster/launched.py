@@ -15,9 +15,9 @@ from elemdist.slurm_ranks import port_of
 from elemdist.stop import read_end
 from launcher.progress import last_figures, newest_step, steps_done
 from launcher.run_jobs import job_name
-from tests.cluster.cluster import NODES, Cluster, wait_for
+from tests.cluster.cluster import NODES, Cluster
 from tests.cluster.recoveries import RECOVERIES
-from tests.conftest import TINY
+from tests.conftest import TINY, wait_until
 from tests.test_elastic import same_run
 
 STEPS, EVERY = 60, 10
@@ -50,13 +50,13 @@ class Run:
     def wait_for_step(self, step: int) -> None:
         """Until a checkpoint of that step, or of a later one, is there."""
         done = lambda: newest_step(self.run) >= step  # noqa: E731
-        wait_for(lambda: done() or not self.in_queue(), f"step {step}", LONG_S, self.log)
+        wait_until(lambda: done() or not self.in_queue(), f"step {step}", LONG_S, self.log)
         assert done(), self.log()
 
     def wait_for_figures(self, step: int) -> None:
         """Until that step is done, between two checkpoints."""
         done = lambda: last_figures(self.run).get("step", 0) >= step  # noqa: E731
-        wait_for(done, f"step {step}", LONG_S, self.log)
+        wait_until(done, f"step {step}", LONG_S, self.log)
 
     def job(self) -> str:
         return (self.run / "launch" / "jobs").read_text().split()[-1]
@@ -104,9 +104,9 @@ class Run:
             end = read_end(self.run)
             return end is not None and end["state"] == "done" and end["step"] == STEPS
 
-        wait_for(lambda: done() or not self.in_queue(), "the end of the run", LONG_S, self.log)
+        wait_until(lambda: done() or not self.in_queue(), "the end of the run", LONG_S, self.log)
         assert done(), self.log()
-        wait_for(lambda: not self.in_queue(), "the end of its jobs", 120)
+        wait_until(lambda: not self.in_queue(), "the end of its jobs", 120)
         same_run(self.run, self.undisturbed, STEPS)
         assert len(numbers(self.run)) == attempts, self.log()
         assert [kind for kind in self.kinds() if kind != "done"] == list(kinds), self.log()
@@ -118,9 +118,9 @@ class Run:
         self.failed_s = 0.0  # when it happened; 0: at the end of the block
         yield
         since_s = self.failed_s or time.monotonic()
-        wait_for(lambda: numbers(self.run)[-1] == attempt, "another attempt", LONG_S, self.log)
+        wait_until(lambda: numbers(self.run)[-1] == attempt, "another attempt", LONG_S, self.log)
         done, begun = last_figures(self.run)["step"], Attempt(self.run, attempt).read("begin")
-        wait_for(
+        wait_until(
             lambda: steps_done(self.run, begun["time_s"]) > begun["before"],
             "another step", LONG_S, self.log,
         )  # fmt: skip
@@ -137,7 +137,9 @@ class Run:
 def nothing_is_left(run: Run) -> None:
     """No process, no shared memory, no port."""
     for node in NODES:
-        wait_for(lambda node=node: not run.cluster.processes(node), f"the processes of {node}", 60)
+        wait_until(
+            lambda node=node: not run.cluster.processes(node), f"the processes of {node}", 60
+        )
         assert run.cluster.shared_memory(node) == []
     for number in numbers(run.run):
         job = Attempt(run.run, number).read("begin").get("job")

@@ -20,8 +20,9 @@ import pytest
 from elemdist.attempts import Attempt
 from elemdist.stop import read_end
 from launcher.progress import newest_step
-from tests.cluster.cluster import Cluster, wait_for
+from tests.cluster.cluster import Cluster
 from tests.cluster.launched import LONG_S, RUN, STEPS, Run, nothing_is_left
+from tests.conftest import wait_until
 from tests.forked import train
 from tests.shard_sets import flip
 from tests.test_attempts import tree
@@ -66,7 +67,7 @@ def test_a_plain_sbatch_of_the_script(run):
         "slurm/train.sbatch", *run.words,
     )  # fmt: skip
     assert number.isdigit()
-    wait_for(lambda: not run.in_queue(), "its end", LONG_S)
+    wait_until(lambda: not run.in_queue(), "its end", LONG_S)
     assert read_end(run.run)["state"] == "done", log.read_text()
     assert Attempt(run.run, 1).read("begin")["ranks"] == 4, "all that the job has"
     same_run(run.run, run.undisturbed, STEPS)
@@ -87,7 +88,7 @@ def test_a_rank_is_killed_while_the_controller_is_down(run, cluster):
         run.failed_s = time.monotonic()
         cluster.kill_controller()
         os.kill(run.ranks("n2")[0], signal.SIGKILL)
-        wait_for(lambda: "trying again: " in run.log(), "its retries", 120, run.log)
+        wait_until(lambda: "trying again: " in run.log(), "its retries", 120, run.log)
         cluster.start_controller()
     run.finish(2, "lost rank")
 
@@ -97,7 +98,7 @@ def test_the_time_limit_comes_in_the_middle_and_the_next_link_goes_on(run):
     run.wait_for_step(20)
     stopped = Attempt(run.run, 1).folder / "stop"
     with run.failing("the time limit, with another link"), run.standing_still():
-        wait_for(stopped.exists, "the signal before the time limit", 180)
+        wait_until(stopped.exists, "the signal before the time limit", 180)
     run.finish(2, "stopped")
     end = Attempt(run.run, 1).read("end")
     assert end["asked"] == "the time limit of the job"
@@ -143,7 +144,7 @@ def test_two_runs_at_once_one_requeued_by_an_admin_one_by_its_time_limit(
     with other.failing("the time limit, without another link (*)"), other.standing_still():
         with run.failing("requeued by an admin (*)"):
             cluster.ask("scontrol", "requeue", run.job())
-        wait_for((Attempt(other.run, 1).folder / "stop").exists, "the signal", 180)
+        wait_until((Attempt(other.run, 1).folder / "stop").exists, "the signal", 180)
     run.finish(2, "stopped")
     other.finish(2, "stopped")
 
@@ -166,11 +167,11 @@ def test_a_node_dies_and_returns(run, cluster):
         run.failed_s = time.monotonic()
         cluster.kill_node("n2")
         down = lambda: "n2 down" in cluster.ask("sinfo", "-N", "-h", "-o", "%N %T")  # noqa: E731
-        wait_for(down, "its loss", 90)
+        wait_until(down, "its loss", 90)
         cluster.start_node("n2")
         # SLURM, which could not tell n2 to end the job, tries again after 45 s, and would end the
         # one that has begun anew: therefore it holds jobs for 120 s, unless told, as here.
-        wait_for(lambda: f"{run.job()} PENDING" in run.in_queue(), "the requeue", 60)
+        wait_until(lambda: f"{run.job()} PENDING" in run.in_queue(), "the requeue", 60)
         cluster.ask("scontrol", "update", f"JobId={run.job()}", "StartTime=now+60")
     run.finish(2, "node")
 
@@ -196,7 +197,7 @@ def test_a_disk_that_is_full_while_saving(run, cluster, packed, undisturbed):
     with suppress(OSError), open(filler, "wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    wait_for(lambda: "not written" in one.log(), "a checkpoint that fails", LONG_S)
+    wait_until(lambda: "not written" in one.log(), "a checkpoint that fails", LONG_S)
     filler.unlink()
     one.finish(1)
 
@@ -215,7 +216,7 @@ def test_a_zombie_writer_is_refused(run, cluster):
         run.finish(2, "node")
         before = tree(run.run)
         wake(sleepers)
-        wait_for(lambda: not cluster.processes("n1"), "the end of the zombies", 120)
+        wait_until(lambda: not cluster.processes("n1"), "the end of the zombies", 120)
         assert tree(run.run) == before
     finally:
         wake(sleepers)

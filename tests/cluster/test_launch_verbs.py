@@ -13,8 +13,8 @@ import pytest
 from elemdist.attempts import Attempt, numbers
 from elemdist.stop import read_end
 from launcher.progress import newest_step
-from tests.cluster.cluster import NODES, Cluster, free_ports, wait_for
-from tests.conftest import REPOSITORY, TINY, expect_user_error
+from tests.cluster.cluster import NODES, Cluster, free_ports
+from tests.conftest import REPOSITORY, TINY, expect_user_error, wait_until
 
 ONE = ["--nodes", "1", "--ranks-per-node", "1", "--preflight", "quick", "--eval-every", "0"]
 
@@ -23,7 +23,7 @@ def everything_ended(cluster: Cluster) -> None:
     cluster.ask("scancel", "--user=root")
     cluster.wait_until_empty(120)
     for node in NODES:
-        wait_for(lambda node=node: not cluster.processes(node), f"the processes of {node}", 60)
+        wait_until(lambda node=node: not cluster.processes(node), f"the processes of {node}", 60)
         assert cluster.shared_memory(node) == []
 
 
@@ -38,8 +38,8 @@ def test_a_sweep_is_an_array_whose_runs_end_each_for_itself(cluster, packed, tmp
     assert done.returncode == 0, done.stderr
     first, second, third = (runs / f"00{n}-seed={n + 1}" for n in range(3))
     second, third = runs / "001-seed=2,steps=100000", runs / "002-seed=3,steps=4"
-    wait_for(lambda: newest_ends(first, third), "the short ones", 180)
-    wait_for(lambda: (second / "metrics.jsonl").exists(), "the long one", 120)
+    wait_until(lambda: newest_ends(first, third), "the short ones", 180)
+    wait_until(lambda: (second / "metrics.jsonl").exists(), "the long one", 120)
     again = cluster.ask(*launch)
     assert again.count("nothing to do") == 2
     assert f"{second}: in the queue already as job " in again
@@ -55,7 +55,7 @@ def test_a_sweep_is_an_array_whose_runs_end_each_for_itself(cluster, packed, tmp
     assert [numbers(run) for run in (first, second, third)] == [[1], [1], [1]]
     sweep.write_text("- {seed: 1}\n- {seed: 2, steps: 5}\n")
     done = cluster.ask(*launch)  # other settings: another run
-    wait_for(lambda: newest_ends(runs / "001-seed=2,steps=5"), "the new one", 180)
+    wait_until(lambda: newest_ends(runs / "001-seed=2,steps=5"), "the new one", 180)
     everything_ended(cluster)
 
 
@@ -86,7 +86,7 @@ def test_gpus_are_asked_for_by_node_and_each_rank_sees_all_of_its_node(cluster, 
     words += ["--device", "auto", "--nodes", "2", "--gpus-per-node", "2", "--eval-every", "0"]
     words += ["--checkpoint-every", "0"]
     cluster.ask("elemdist", "launch", *words, "--preflight", "none")
-    wait_for(lambda: (run / "metrics.jsonl").exists(), "the first step", 180)
+    wait_until(lambda: (run / "metrics.jsonl").exists(), "the first step", 180)
     assert cluster.ask("squeue", "-h", "-o", "%b") == "gres:gpu:2"
     for node in ("n1", "n2"):
         found = map(environment_of, cluster.processes(node))
@@ -118,7 +118,7 @@ def test_a_job_that_may_not_be_requeued_ends_at_once_with_its_checkpoint(cluster
     run = tmp_path / "run"
     words = [*TINY, *ONE, "--data.train", packed / "train", "--steps", "100000", "--run-dir", run]
     cluster.ask("elemdist", "launch", *words, "--slurm.options", '["--no-requeue"]')
-    wait_for(lambda: (run / "metrics.jsonl").exists(), "the first step", 120)
+    wait_until(lambda: (run / "metrics.jsonl").exists(), "the first step", 120)
     # As SLURM does before the time limit.
     cluster.ask(
         "scancel", "--batch", "--signal=USR2", (run / "launch" / "jobs").read_text().strip()
@@ -148,7 +148,7 @@ def launched(cluster: Cluster, packed: Path, run: Path, *more: str) -> str:
     words = [*TINY, "--data.train", packed / "train", "--steps", "3", "--run-dir", run]
     words += ["--nodes", "2", "--ranks-per-node", "1", "--eval-every", "0", *more]
     cluster.ask("elemdist", "launch", *words)
-    wait_for(lambda: newest_ends(run), "its end", 180)
+    wait_until(lambda: newest_ends(run), "its end", 180)
     log = cluster.ask("elemdist", "logs", run, "--job")
     everything_ended(cluster)
     return log

@@ -9,8 +9,8 @@ import pytest
 
 from elemdist.stop import read_end
 from launcher.progress import newest_step
-from tests.cluster.cluster import Cluster, wait_for
-from tests.conftest import REPOSITORY, TINY
+from tests.cluster.cluster import Cluster
+from tests.conftest import REPOSITORY, TINY, wait_until
 from tests.readme import SLURM, kind, shown
 
 SHOWN = [command for command in shown() if kind(command) in SLURM]
@@ -52,13 +52,13 @@ def test_the_commands_run(cluster: Cluster, place: Path):
     base = place / "runs" / "base"
     long = ["--steps", "100000", "--checkpoint-every", "0", "--eval-every", "0"]
     run("launch", *SMALL, *long, "--cluster", str(ours))  # a name is one beside elemdist itself
-    wait_for(lambda: (base / "metrics.jsonl").exists(), "the first step", 180)
+    wait_until(lambda: (base / "metrics.jsonl").exists(), "the first step", 180)
     assert "runs/base" in run("status")
     assert "runs/base: stopped after step " in run("cancel", timeout=120)
     step = newest_step(base)
     assert step > 0
     run("resume", "--steps", str(step + 2))
-    wait_for(lambda: (read_end(base) or {}).get("state") == "done", "its end", 180)
+    wait_until(lambda: (read_end(base) or {}).get("state") == "done", "its end", 180)
     assert f"step {step + 2}/{step + 2}" in run("logs")
 
     *before, script = COMMANDS["sbatch"][: COMMANDS["sbatch"].index("slurm/train.sbatch") + 1]
