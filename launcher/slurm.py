@@ -125,6 +125,22 @@ def show(kind: str, name: str) -> dict[str, str]:
     return dict(re.findall(r"(\S+?)=(\S*)", done.stdout))
 
 
+def was_cancelled(job: str) -> bool:
+    """Whether this job, whose batch script asks and was sent SIGTERM, ends for good, as scancel has
+    it, rather than by preemption or to be requeued. Raises UserError.
+
+    SLURM does not say so in one word: its state is COMPLETING in all three cases. One that is
+    preempted has the time of it, one that is requeued has been counted as begun anew.
+    """
+    facts = show("job", job)
+    begun = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return (
+        facts.get("JobState") in ("COMPLETING", "CANCELLED")
+        and facts.get("PreemptTime", "None") == "None"
+        and facts.get("Restarts", "0") == begun
+    )
+
+
 def partitions() -> list[str]:
     """The names of all partitions. Raises UserError."""
     names = [line.rstrip("*") for line in ask("sinfo", "-h", "-o", "%P").split()]

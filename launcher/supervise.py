@@ -32,11 +32,8 @@ from launcher.progress import newest_step
 from launcher.settings import LaunchSettings, read, stated
 from launcher.submission import of_job, prepare
 
-SIGNALS = {
-    signal.SIGUSR2: TIME_LIMIT,
-    signal.SIGTERM: "SIGTERM: the job is preempted, requeued or cancelled",
-    signal.SIGINT: "Ctrl-C",
-}
+BY_SLURM = "SIGTERM: the job is preempted, requeued or cancelled"
+SIGNALS = {signal.SIGUSR2: TIME_LIMIT, signal.SIGTERM: BY_SLURM, signal.SIGINT: "Ctrl-C"}
 POLL_S = 0.2
 LOOK_S, LOOK_LOST_S = 30.0, 5.0  # between two looks at the nodes; when a rank was lost
 CONTROLLER_S, AGAIN_S = 900.0, 10.0  # for SLURM's controller to come back; between two tries
@@ -79,6 +76,8 @@ class Supervisor:
                 action, why = decide(ends_of(self.run_dir), self.settings.retry)
                 if self.settings.local and action == "queue":
                     action = "stopped"
+                if action == "queue" and self.asked == BY_SLURM and self.is_cancelled():
+                    action, why = "stopped", f"the job was cancelled (scancel); {why}"
                 say(f"{SAID[action]}: {why}" if action != "done" else "the run is done")
                 if action == "again" and self.place.enough_nodes(set(self.bad)):
                     self.pause()
@@ -209,6 +208,10 @@ class Supervisor:
         with suppress(UserError):  # links that begin all the same find it done
             self.place.finish()
         return end.code
+
+    def is_cancelled(self) -> bool:
+        """Whether the job, which SLURM ends, is not to come back."""
+        return self.patiently(lambda: slurm.was_cancelled(self.place.job))
 
     def patiently(self, ask: Callable[[], T]) -> T:
         """What SLURM answers, as soon as its controller does: it may be down for minutes."""

@@ -20,7 +20,7 @@ from tests.cluster.recoveries import RECOVERIES
 from tests.conftest import TINY, wait_until
 from tests.test_elastic import same_run
 
-STEPS, EVERY = 60, 10
+STEPS, EVERY = 40, 10
 LONG_S = 420
 RUN = [
     *TINY, "--zero.stage", "3", "--steps", str(STEPS), "--checkpoint-every", str(EVERY),

@@ -114,7 +114,7 @@ def test_a_hang(run):
     assert (run.run / "stacks" / "rank-00000.txt").exists()
 
 
-def test_cancel_with_a_checkpoint_that_is_damaged_and_resume_on_one_node_and_on_three(run):
+def test_both_ways_to_cancel_a_damaged_checkpoint_and_resume_on_one_node_and_on_three(run):
     run.launch()
     run.wait_for_figures(15)  # so that there is one before
     run.verb("cancel", run.run)
@@ -126,7 +126,10 @@ def test_cancel_with_a_checkpoint_that_is_damaged_and_resume_on_one_node_and_on_
     run.verb("resume", run.run, "--nodes", "1")
     run.wait_for_figures(newest + 5)
     assert "taking the one before" in run.log()
-    run.verb("cancel", run.run)
+    run.cluster.ask("scancel", run.job())
+    wait_until(lambda: not run.in_queue(), "the end of the job, which does not come back", 60)
+    assert "stopped: the job was cancelled (scancel); stopped by SIGTERM" in run.log()
+    assert read_end(run.run)["state"] == "stopped"
     run.verb("resume", run.run, "--nodes", "3", "--ranks-per-node", "1")
     run.finish(3, "stopped", "stopped")
 
