@@ -6,10 +6,8 @@ import json
 import re
 from importlib.metadata import requires
 
-import pytest
-
 from elemdist import bench
-from tests.bench import bench_all, compared
+from tests.bench import bench_all
 from tests.cluster import recoveries
 from tests.conftest import REPOSITORY
 
@@ -35,9 +33,3 @@ def test_the_table_of_benchmarks_is_that_of_the_figures_kept():
 
 def test_the_table_of_recoveries_is_that_of_the_run_kept():
     assert recoveries.table(json.loads(recoveries.KEPT.read_text())) in README
-
-
-@pytest.mark.parametrize("name", ["reuters", "patents"])
-def test_the_tables_of_a_comparison_are_those_of_the_results_kept(name):
-    assert f"elemdist compare configs/compare/{name}.yaml" in README
-    assert compared.tables(compared.KEPT / f"{name}.json") in README
