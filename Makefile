@@ -10,8 +10,9 @@
 # TORCH="torch==2.11.0 torchvision==0.26.0" make setup     chooses the build of torch
 PYTHON ?= python3
 TORCH ?= torch==2.13.0 torchvision==0.28.0
-# They wait more than they compute: two at a time need about two cores.
-PROCESSES ?= 2
+# They wait a part of the time: three at once keep two cores at work; of clusters, two.
+PROCESSES ?= 3
+CLUSTERS ?= 2
 BIN := .venv/bin
 
 .PHONY: setup demo bench test test-browser test-cluster lint format clean
@@ -54,7 +55,7 @@ test-browser: setup
 
 test-cluster: setup
 	tests/cluster/install.sh
-	ELEMDIST_NEED_SLURM=1 $(BIN)/python -m pytest tests/cluster
+	ELEMDIST_NEED_SLURM=1 $(BIN)/python -m pytest tests/cluster -n $(CLUSTERS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ SMALL_BYTES = 6_000_000  # of a disk that fills up
 
 CONFIGURATION = """
 ClusterName=tests
+FirstJobId={first_job}
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
@@ -67,10 +68,12 @@ class Cluster:
 
     Args:
         folder: where its state and logs lie.
+        number: of those that run at once on this machine. The ports of ranks follow from the
+            numbers of their jobs, so that each cluster has jobs of its own.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, number: int = 0) -> None:
+        self.folder, self.first_job = folder, 1000 * number + 1
         self.configuration = folder / "slurm.conf"
         self.small = folder / "small"
         self._daemons: list[Process] = []
@@ -84,7 +87,9 @@ class Cluster:
         nodes = "\n".join(f"NodeName={name} {host} Port={port}" for name, port in pairs)
         for name in ("state", *(f"{kind}-{node}" for kind in ("spool", "tmp") for node in NODES)):
             (self.folder / name).mkdir()
-        text = CONFIGURATION.format(folder=self.folder, ports=ports, nodes=nodes, hold_s=HOLD_S)
+        text = CONFIGURATION.format(
+            folder=self.folder, first_job=self.first_job, ports=ports, nodes=nodes, hold_s=HOLD_S
+        )
         self.configuration.write_text(text)
         for number in range(GPUS):  # devices that nobody drives: SLURM only counts them
             os.mknod(self.folder / f"nvidia{number}", stat.S_IFCHR | 0o600, os.makedev(195, number))
