@@ -127,7 +127,9 @@ class Run:
         RECOVERIES.append((what, done - begun["before"], time.monotonic() - since_s))
 
     def in_queue(self) -> str:
-        return self.cluster.ask("squeue", "-h", "-o", "%i %T")
+        """The jobs in the queue; "unknown" from a controller that is too busy to answer."""
+        done = self.cluster.command("squeue", "-h", "-o", "%i %T")
+        return "unknown" if done.returncode else done.stdout.strip()
 
     def kinds(self) -> list[str]:
         ends = [Attempt(self.run, number).read("end") for number in numbers(self.run)]
