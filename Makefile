@@ -47,7 +47,8 @@ bench: setup
 	$(BIN)/python -m elemdist bench all $(if $(QUICK),--quick)
 
 test: setup
-	$(BIN)/python -m pytest --ignore tests/cluster --ignore tests/browser -n $(PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest --ignore tests/cluster --ignore tests/browser -n $(PROCESSES) \
+	  --dist loadfile --no-loadscope-reorder
 
 test-browser: setup
 	tests/browser/install.sh

@@ -99,6 +99,20 @@ def write_corpus(path: Path, documents: int, seed: int) -> Path:
     return path
 
 
+# The files that take longest are begun first, so that no process is left alone with one.
+LONGEST = (
+    "test_faults", "test_readme", "test_compare", "test_bench", "test_exported_folder",
+    "test_launch", "test_auto_micro_batch", "test_resume", "test_predict", "test_elastic",
+    "test_train",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of the longest files first."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 APART = {"tests/browser": "make test-browser", "tests/cluster": "make test-cluster"}
 
 
