@@ -20,7 +20,9 @@ from typing import Any
 from launcher.local import free_port, rank_environment
 
 CONTEXT = multiprocessing.get_context("forkserver")
-IMPORTS = ["tests.forked_rank", "tests.checkpoint_ranks", "tests.sequence_ranks"]
+IMPORTS = [
+    "tests.forked_rank", "tests.checkpoint_ranks", "tests.sequence_ranks", "tests.freeze",
+]  # fmt: skip
 
 
 @cache
