@@ -12,8 +12,10 @@ from elemdist import cli
 def main() -> NoReturn:
     """Runs a verb, and ends the process with its exit code."""
     try:
-        code = cli.main()
-        sys.stdout.flush()
+        try:
+            code = cli.main()
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to flush
         code = 0

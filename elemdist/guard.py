@@ -40,14 +40,14 @@ class GuardedAdamW(AdamW):
     load_state_dict = unwrap(AdamW.load_state_dict)
     state_dict = unwrap(AdamW.state_dict)
     zero_grad = unwrap(AdamW.zero_grad)
-    unguarded_step = unwrap(AdamW.step)
+    _unguarded_step = unwrap(AdamW.step)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """As AdamW's, unless `refuse` says no."""
         if self.refuse is not None and self.refuse():
             return None
-        return self.unguarded_step(closure)
+        return self._unguarded_step(closure)
 
 
 def keeps_norm(engine: Any) -> bool:

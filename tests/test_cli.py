@@ -81,7 +81,9 @@ def test_the_offline_verbs_load_neither_torch_nor_streaming(tmp_path):
     assert '"text":"One text.' in (tmp_path / "c.jsonl").read_text()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["plan", "--table"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["status", "--help"], ["plan", "--table"]]
+)
 def test_a_reader_that_has_seen_enough_is_no_error(words):
     reader, writer = os.pipe()
     os.close(reader)

@@ -112,7 +112,7 @@ class Cluster:
                 f"--pid-file={pid}", f"--log-file={log}", f"--seed-file={seed}",
             )
         )  # fmt: skip
-        wait_until(lambda: Path(socket_).exists(), "munged")
+        wait_until(lambda: Path(socket_).exists(), "munged", WAIT_S)
         self.start_controller()
         for node in NODES:
             self.start_node(node)
@@ -191,6 +191,7 @@ class Cluster:
         wait_until(
             lambda: set(self.command("sinfo", "-h", "-o", "%T").stdout.split()) == {"idle"},
             "idle nodes",
+            WAIT_S,
         )
 
     def wait_until_empty(self, timeout_s: float) -> None:

@@ -1,6 +1,8 @@
 """What the failures of the tests cost: README.md's table, and how it is kept.
 
-ELEMDIST_KEEP_RECOVERIES=1 make test-cluster        writes recoveries.json, which a test compares
+    ELEMDIST_KEEP_RECOVERIES=1 make test-cluster CLUSTERS=1
+
+writes recoveries.json, with which a test compares the table.
 """
 
 from __future__ import annotations
