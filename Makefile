@@ -14,6 +14,9 @@ TORCH ?= torch==2.13.0 torchvision==0.28.0
 PROCESSES ?= 3
 CLUSTERS ?= 2
 BIN := .venv/bin
+# Not compiled: Python compiles what it imports, a small part of all that is installed (most of it
+# is one cloud's client that streaming depends on), and the rest would take pip two minutes.
+PIP_OPTIONS := --quiet --no-compile
 
 .PHONY: setup demo bench test test-browser test-cluster lint format clean
 
@@ -29,11 +32,15 @@ setup: .venv/ready
 	  echo "setup: using the torch of this machine, which drives its GPU"; \
 	  $(PYTHON) -m venv --clear --system-site-packages .venv; \
 	else \
-	  $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet $(TORCH); \
+	  $(PYTHON) -m venv .venv; \
 	fi
+	@# The pip that comes with Python 3.11 takes two minutes longer to choose among all versions.
+	@$(BIN)/python -m pip install --quiet --upgrade pip || \
+	  echo "setup: going on with the pip that is here, which may be slower"
+	@grep -q 'site-packages = true' .venv/pyvenv.cfg || $(BIN)/python -m pip install $(PIP_OPTIONS) $(TORCH)
 	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
 	  > .venv/torch.txt
-	$(BIN)/python -m pip install --quiet --constraint .venv/torch.txt --editable '.[dev]'
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --constraint .venv/torch.txt --editable '.[dev]'
 	@# In a folder with a space, pip gives plain scripts (deepspeed) a first line that cannot run.
 	@for script in $$(grep -lsIE '^#!/.* .*/python' $(BIN)/*); do \
 	  sed -i "1s|.*|#!/bin/sh\n'''exec' \"\$$(dirname \"\$$0\")/python\" \"\$$0\" \"\$$@\"\n' '''|" "$$script"; \

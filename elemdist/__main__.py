@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from typing import NoReturn
 
@@ -16,7 +17,9 @@ def main() -> NoReturn:
             code = cli.main()
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except BrokenPipeError:
+        if not reader_is_gone():  # it was another pipe, or a connection
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to flush
         code = 0
     if "elemdist.train" in sys.modules:  # it was a rank
@@ -24,6 +27,13 @@ def main() -> NoReturn:
 
         end_process(code)
     sys.exit(code)
+
+
+def reader_is_gone() -> bool:
+    """Whether the standard output is a pipe whose reader has seen enough."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(what & select.POLLERR for _, what in poll.poll(0))
 
 
 if __name__ == "__main__":

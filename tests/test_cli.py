@@ -90,3 +90,17 @@ def test_a_reader_that_has_seen_enough_is_no_error(words):
     with open(writer, "wb") as gone:
         done = subprocess.run([ELEMDIST, *words], stdout=gone, stderr=subprocess.PIPE, timeout=120)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_connection_that_breaks_is_an_error_all_the_same():
+    """Only a closed standard output is none, whatever else raises what that raises."""
+    broken = """
+from elemdist import __main__, cli
+def main():
+    raise BrokenPipeError("of a connection")
+cli.main = main
+__main__.main()
+"""
+    done = run_command(sys.executable, "-c", broken)
+    assert done.returncode == 1
+    assert "of a connection" in done.stderr
