@@ -16,7 +16,7 @@ CLUSTERS ?= 2
 BIN := .venv/bin
 # Not compiled: Python compiles what it imports, a small part of all that is installed (most of it
 # is one cloud's client that streaming depends on), and the rest would take pip two minutes.
-PIP_OPTIONS := --quiet --no-compile
+PIP_OPTIONS := -qq --no-compile
 
 .PHONY: setup demo bench test test-browser test-cluster lint format clean
 
@@ -35,7 +35,7 @@ setup: .venv/ready
 	  $(PYTHON) -m venv .venv; \
 	fi
 	@# The pip that comes with Python 3.11 takes two minutes longer to choose among all versions.
-	@$(BIN)/python -m pip install --quiet --upgrade pip || \
+	@$(BIN)/python -m pip install -qq --upgrade pip || \
 	  echo "setup: going on with the pip that is here, which may be slower"
 	@grep -q 'site-packages = true' .venv/pyvenv.cfg || $(BIN)/python -m pip install $(PIP_OPTIONS) $(TORCH)
 	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \

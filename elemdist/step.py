@@ -12,6 +12,15 @@ from elemdist.passes import Pass, loss_of
 from elemdist.start_up import Session
 
 
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seeds the random numbers of torch on this device alone: torch.manual_seed seeds all kinds of
+    device, and where there is no GPU keeps a stack trace each time."""
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 def train_step(
     engine: Any, passes: list[Pass], whole: float, rate: float, session: Session
 ) -> tuple[float, Verdict]:
@@ -23,7 +32,7 @@ def train_step(
         group["lr"] = rate * group["lr_ratio"]
     for one in passes:
         session.watchdog.beat("a pass")
-        torch.manual_seed(one.dropout_seed)
+        seed_dropout(one.dropout_seed, engine.device)
         with watch("forward"):
             loss, source_K2 = loss_of(engine, one, whole, session.share, len(tally.sources))
         with watch("backward"):
