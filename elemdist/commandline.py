@@ -21,8 +21,6 @@ from elemdist.errors import UserError, nearest
 
 Settings = TypeVar("Settings")
 
-jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
 
 class RecipeLoader(yaml.SafeLoader):
     """YAML 1.1 without its surprises: 24:00:00 stays text, 3e-4 is a number, a key comes once."""
@@ -238,8 +236,11 @@ def parse(
     known = leaf_types(settings_class)
     unnamed_shown = f"[{positional.upper()} ...]" if positional else "[RECIPE.yaml ...]"
     usage = f"{prog} {unnamed_shown} [--key value ...]"
+    asks_for_help = any(token in ("-h", "--help") for token in argv)
+    # What a setting is for stands in docstrings, and reading them takes half of a parser's time.
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=asks_for_help)
     parser, required = parser_of(settings_class, prog=prog, usage=usage, description=description)
-    if any(token in ("-h", "--help") for token in argv):
+    if asks_for_help:
         print(parser.format_help())
         raise SystemExit(0)
     unnamed, values = split_arguments(argv, known)

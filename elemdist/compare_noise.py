@@ -81,7 +81,7 @@ def noise_table(points: Points) -> str:
         means = {rate: mean(points, name, kind, rate) for rate in rates}
         calm = means.get(0.0)
         cells = [
-            f"{value:.4f}" + (f" (-{calm - value:.4f})" if calm is not None and rate else "")
+            f"{value:.4f}" + (f" ({value - calm:+.4f})" if calm is not None and rate else "")
             for rate, value in means.items()
         ]
         label = f"{name}, {kind}".replace("|", "\\|")

@@ -41,7 +41,7 @@ class Runs:
 def options(data: Path, run: Path, *more: str) -> list[str | Path]:
     return [
         "--run-dir", run, "--data.train", data / "train", *TINY, "--zero.stage", "2",
-        "--steps", str(STEPS), "--checkpoint-every", str(EVERY), *more,
+        "--model.layers", "1", "--steps", str(STEPS), "--checkpoint-every", str(EVERY), *more,
     ]  # fmt: skip
 
 

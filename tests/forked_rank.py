@@ -9,6 +9,8 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+import attrs  # noqa: F401
+import docstring_parser  # noqa: F401
 import torch._dynamo  # ZeRO 3 imports it
 import torch.utils.tensorboard  # noqa: F401
 
@@ -20,6 +22,7 @@ from elemdist.deepspeed_import import import_deepspeed
 from tests import faults
 
 import_deepspeed()
+import deepspeed.module_inject.auto_ep_layer  # noqa: E402, F401 - every engine imports it
 
 
 def train(
