@@ -16,7 +16,7 @@ EXIT_STALLED = 77  # no progress for guard.stall_s; the stacks tell where: --res
 EXIT_DIVERGED = 78  # the guard ended the run: the same start again would end the same way
 EXIT_NOT_SAVED = 79  # asked to stop, but the checkpoint could not be written
 EXIT_SUPERSEDED = 80  # another start of the run has begun, and may write alone
-EXIT_INTERRUPTED = 130  # a second Ctrl-C, which does not wait for a checkpoint
+EXIT_INTERRUPTED = 130  # a second Ctrl-C, or SIGQUIT: no checkpoint
 
 
 class UserError(Exception):

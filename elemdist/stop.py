@@ -29,7 +29,7 @@ from elemdist.errors import (
 )
 
 State = Literal["running", "done", "stopped", "failed"]
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGQUIT)
 PR_SET_PDEATHSIG = 1  # of prctl, see its manual
 
 
@@ -37,7 +37,7 @@ class StopRequest:
     """A stop asked for by a signal or by the attempt's stop file, as a flag for the loop; as a
     context, in the main thread.
 
-    SIGTERM, SIGUSR1 and the first SIGINT only set the flag, the second SIGINT raises
+    SIGTERM, SIGUSR1 and the first SIGINT only set the flag; the second SIGINT, or a SIGQUIT, raises
     KeyboardInterrupt at once. The handlers that were there before come back at the end.
 
     Attributes:
@@ -72,10 +72,9 @@ class StopRequest:
             self.superseded = self.superseded or superseded
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
+        if number == signal.SIGQUIT or (number == signal.SIGINT and self._interrupted):
+            raise KeyboardInterrupt
+        self._interrupted = self._interrupted or number == signal.SIGINT
         self.reason = self.reason or signal.Signals(number).name
 
 

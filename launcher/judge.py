@@ -55,7 +55,7 @@ def judge(
     if ours is not None and ours["code"] == EXIT_STOPPED:
         return End(EXIT_STOPPED, "stopped", ours["reason"], **facts)
     if forced:
-        return End(EXIT_INTERRUPTED, "interrupted", "ended at once, by Ctrl-C twice", **facts)
+        return End(EXIT_INTERRUPTED, "interrupted", "ended at once, as asked", **facts)
     if asked == CANCELLED:
         return End(EXIT_LOST, "cancelled", f"{CANCELLED}, without a checkpoint", **facts)
     if bad := lost_nodes(ours is None or ours["state"] == "running" or ours["code"] == EXIT_LOST):

@@ -158,15 +158,14 @@ def ask_to_end(run: Path, now: bool) -> None:
 
 
 def interrupt(attempt: Attempt) -> None:
-    """Ctrl-C twice for the process here that began an attempt. Raises UserError where it began on
-    another machine."""
+    """SIGQUIT for the process that began an attempt. Raises UserError where it began on another
+    machine."""
     begun = attempt.read("begin")
     if begun.get("host") != socket.gethostname():
         raise UserError(f"--now: it runs on {begun.get('host', '?')}; say it there")
-    for _ in range(2):
-        with suppress(ProcessLookupError):
-            os.kill(int(begun["pid"]), signal.SIGINT)
-        time.sleep(0.05)  # so that they count as two
+    # SIGINT twice would give the ranks time to save in between.
+    with suppress(ProcessLookupError):
+        os.kill(int(begun["pid"]), signal.SIGQUIT)
 
 
 def resume(argv: list[str], description: str | None) -> int:

@@ -33,7 +33,12 @@ from launcher.settings import LaunchSettings, read, stated
 from launcher.submission import of_job, prepare
 
 BY_SLURM = "SIGTERM: the job is preempted, requeued or cancelled"
-SIGNALS = {signal.SIGUSR2: TIME_LIMIT, signal.SIGTERM: BY_SLURM, signal.SIGINT: "Ctrl-C"}
+SIGNALS = {
+    signal.SIGUSR2: TIME_LIMIT,
+    signal.SIGTERM: BY_SLURM,
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGQUIT: "SIGQUIT",
+}
 POLL_S = 0.2
 LOOK_S, LOOK_LOST_S = 30.0, 5.0  # between two looks at the nodes; when a rank was lost
 CONTROLLER_S, AGAIN_S = 900.0, 10.0  # for SLURM's controller to come back; between two tries
@@ -175,10 +180,12 @@ class Supervisor:
             return {}
 
     def take_signals(self, process: subprocess.Popen[bytes] | None = None) -> None:
-        """Acts on the signals since the last call; a second Ctrl-C ends `process` at once."""
+        """Acts on the signals since the last call; a second SIGINT, or a SIGQUIT, ends `process`
+        at once."""
         while self.signals:
             number = self.signals.pop(0)
-            if number == signal.SIGINT and self.asked is not None and process is not None:
+            again = number == signal.SIGINT and self.asked is not None
+            if (again or number == signal.SIGQUIT) and process is not None:
                 self.forced = True
                 self.place.end_now(process)
             self.asked = self.asked or SIGNALS[signal.Signals(number)]
@@ -233,7 +240,7 @@ class Supervisor:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """SIGUSR2, SIGTERM and SIGINT are noted, and come to act in wait()."""
+        """The SIGNALS are noted, and come to act in wait()."""
         old = {number: signal.signal(number, self.note) for number in SIGNALS}
         try:
             yield

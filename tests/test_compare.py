@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from elemdist.model import Model
 from elemdist.model_config import Symbols, model_config
 from elemdist.peers import documents_of, learn_wordpiece
 from elemdist.stop import read_end
-from tests.conftest import ELEMDIST, REPOSITORY, elemdist, expect_user_error
+from tests.conftest import ELEMDIST, REPOSITORY, elemdist, expect_user_error, wait_until
 
 TINY = {
     "model.layers": 1, "model.width": 32, "batch.global_samples": 16, "batch.micro_samples": 8,
@@ -138,11 +137,9 @@ def test_a_comparison_that_is_interrupted_goes_on(corpus, tmp_path, write):
     command = [ELEMDIST, "compare", str(write(tree)), "--out", str(out)]
     first = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     run = out / "runs" / "elementwise" / "seed-3"
-    deadline = time.monotonic() + 120
-    while not (run / "pretrain" / "metrics.jsonl").exists():
-        assert first.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    metrics = run / "pretrain" / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() or first.poll() is not None, "the third pre-training")
+    assert first.poll() is None
     first.send_signal(signal.SIGTERM)
     assert first.wait(60) != 0
     done = elemdist("compare", *command[2:])

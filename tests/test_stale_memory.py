@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 
 from elemdist import stale_memory
 from elemdist.streaming_dataset import MappedDataset
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, wait_until
 from tests.shard_sets import make_set
 from tests.streaming_process import OPTIONS
 
@@ -92,10 +91,7 @@ def test_a_run_whose_worker_lives_is_living(started, folder):
     assert objects(number) == before
     kill_all(process)
     # The kernel ends a process a moment after it was told to.
-    for _ in range(100):
-        if f"{number:06}_locals" in stale_memory.remove_stale():
-            break
-        time.sleep(0.05)
+    wait_until(lambda: f"{number:06}_locals" in stale_memory.remove_stale(), "stale memory")
     assert objects(number) == {}
 
 

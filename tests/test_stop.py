@@ -49,6 +49,12 @@ def test_the_second_ctrl_c_ends_at_once_and_restores_the_handlers():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_sigquit_ends_at_once():
+    with pytest.raises(KeyboardInterrupt), StopRequest():
+        os.kill(os.getpid(), signal.SIGQUIT)
+    assert signal.getsignal(signal.SIGQUIT) is signal.SIG_DFL
+
+
 def test_a_signal_while_another_thread_works_disturbs_neither(tmp_path):
     written = tmp_path / "file"
 

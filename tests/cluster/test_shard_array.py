@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from tests.cluster.cluster import Cluster
-from tests.conftest import elemdist
+from tests.conftest import elemdist, wait_until
 from tests.data_prep.corpora import MANY, files_of, write_corpus
 
 
@@ -43,9 +42,7 @@ def test_killed_parts_are_made_up_for(cluster: Cluster, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     out = tmp_path / "set"
     submit(cluster, corpus, out)
-    end = time.monotonic() + 60
-    while not list(out.glob(".elemdist/scan/*")) and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_until(lambda: list(out.glob(".elemdist/scan/*")), "a part has begun")
     running = cluster.command("squeue", "-h", "-r", "-t", "R", "-o", "%i").stdout.split()
     for job in running[:2]:
         cluster.command("scancel", "--signal=KILL", "--full", job)
