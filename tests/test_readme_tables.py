@@ -7,7 +7,7 @@ import re
 from importlib.metadata import requires
 
 from elemdist import bench
-from tests.bench import bench_all
+from tests.bench import bench_all, compared
 from tests.cluster import recoveries
 from tests.conftest import REPOSITORY
 
@@ -33,3 +33,8 @@ def test_the_table_of_benchmarks_is_that_of_the_figures_kept():
 
 def test_the_table_of_recoveries_is_that_of_the_run_kept():
     assert recoveries.table(json.loads(recoveries.KEPT.read_text())) in README
+
+
+def test_the_tables_of_the_comparison_are_those_of_the_results_kept():
+    assert "elemdist compare configs/compare/reuters.yaml" in README
+    assert compared.tables(compared.KEPT / "reuters.json") in README
