@@ -15,6 +15,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Several tests run at once: threads that wait for each other would take each other's core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Comparisons in the last bits hold for one set of matrix kernels: those for AVX-512 and bf16, which
 # only some CPUs have, sum products of other shapes in another order.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
