@@ -24,14 +24,18 @@ def script(tmp_path: Path, body: str) -> Path:
     return path
 
 
-def test_every_rank_knows_its_place_and_gets_the_arguments(tmp_path):
+@pytest.mark.parametrize("asked", ["", "3"])
+def test_every_rank_knows_its_place_and_gets_the_arguments(asked, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
     body = (
         "keys = 'RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS'\n"
         "text = ' '.join([os.environ[key] for key in keys.split()] + sys.argv[2:])\n"
         "open(f'{sys.argv[1]}/{rank}', 'w').write(text)\n"
     )
     assert start_ranks(script(tmp_path, body), [str(tmp_path), "a b", "$c"], 2) == 0
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // 2))
+    threads = asked or str(max(1, len(os.sched_getaffinity(0)) // 2))
     for rank in range(2):
         expected = f"{rank} {rank} 2 2 127.0.0.1 {threads} a b $c"
         assert (tmp_path / str(rank)).read_text() == expected

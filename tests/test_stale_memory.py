@@ -91,7 +91,7 @@ def test_a_run_whose_worker_lives_is_living(started, folder):
     assert objects(number) == before
     kill_all(process)
     # The kernel ends a process a moment after it was told to.
-    wait_until(lambda: f"{number:06}_locals" in stale_memory.remove_stale(), "stale memory")
+    wait_until(lambda: f"{number:06}_locals" in stale_memory.remove_stale(), "stale memory", 5)
     assert objects(number) == {}
 
 

@@ -42,7 +42,7 @@ def test_killed_parts_are_made_up_for(cluster: Cluster, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     out = tmp_path / "set"
     submit(cluster, corpus, out)
-    wait_until(lambda: list(out.glob(".elemdist/scan/*")), "a part has begun")
+    wait_until(lambda: list(out.glob(".elemdist/scan/*")), "a part has begun", 60)
     running = cluster.command("squeue", "-h", "-r", "-t", "R", "-o", "%i").stdout.split()
     for job in running[:2]:
         cluster.command("scancel", "--signal=KILL", "--full", job)
