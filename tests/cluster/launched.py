@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,6 +29,12 @@ RUN = [
     "--batch.micro-samples", "2",
 ]  # fmt: skip
 NODES_2 = ["--nodes", "2", "--ranks-per-node", "2", "--retry.pause-s", "1"]
+
+
+def wait_for_figures(run: Path, step: int = 1, log: Callable[[], str] = str) -> None:
+    """Until metrics.jsonl, which may begin with events, tells of that step of training."""
+    done = lambda: last_figures(run).get("step", 0) >= step  # noqa: E731
+    wait_until(done, f"figures of step {step}", LONG_S, log)
 
 
 class Run:
@@ -55,8 +61,7 @@ class Run:
 
     def wait_for_figures(self, step: int) -> None:
         """Until that step is done, between two checkpoints."""
-        done = lambda: last_figures(self.run).get("step", 0) >= step  # noqa: E731
-        wait_until(done, f"step {step}", LONG_S, self.log)
+        wait_for_figures(self.run, step, self.log)
 
     def job(self) -> str:
         return (self.run / "launch" / "jobs").read_text().split()[-1]

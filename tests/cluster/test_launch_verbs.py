@@ -14,6 +14,7 @@ from elemdist.attempts import Attempt, numbers
 from elemdist.stop import read_end
 from launcher.progress import newest_step
 from tests.cluster.cluster import NODES, Cluster, free_ports
+from tests.cluster.launched import wait_for_figures
 from tests.conftest import REPOSITORY, TINY, expect_user_error, wait_until
 
 ONE = ["--nodes", "1", "--ranks-per-node", "1", "--preflight", "quick", "--eval-every", "0"]
@@ -39,7 +40,7 @@ def test_a_sweep_is_an_array_whose_runs_end_each_for_itself(cluster, packed, tmp
     first, second, third = (runs / f"00{n}-seed={n + 1}" for n in range(3))
     second, third = runs / "001-seed=2,steps=100000", runs / "002-seed=3,steps=4"
     wait_until(lambda: newest_ends(first, third), "the short ones", 180)
-    wait_until(lambda: (second / "metrics.jsonl").exists(), "the long one", 120)
+    wait_for_figures(second)
     again = cluster.ask(*launch)
     assert again.count("nothing to do") == 2
     assert f"{second}: in the queue already as job " in again
@@ -86,7 +87,7 @@ def test_gpus_are_asked_for_by_node_and_each_rank_sees_all_of_its_node(cluster, 
     words += ["--device", "auto", "--nodes", "2", "--gpus-per-node", "2", "--eval-every", "0"]
     words += ["--checkpoint-every", "0"]
     cluster.ask("elemdist", "launch", *words, "--preflight", "none")
-    wait_until(lambda: (run / "metrics.jsonl").exists(), "the first step", 180)
+    wait_for_figures(run)
     assert cluster.ask("squeue", "-h", "-o", "%b") == "gres:gpu:2"
     for node in ("n1", "n2"):
         found = map(environment_of, cluster.processes(node))
@@ -118,7 +119,7 @@ def test_a_job_that_may_not_be_requeued_ends_at_once_with_its_checkpoint(cluster
     run = tmp_path / "run"
     words = [*TINY, *ONE, "--data.train", packed / "train", "--steps", "100000", "--run-dir", run]
     cluster.ask("elemdist", "launch", *words, "--slurm.options", '["--no-requeue"]')
-    wait_until(lambda: (run / "metrics.jsonl").exists(), "the first step", 120)
+    wait_for_figures(run)
     # As SLURM does before the time limit.
     cluster.ask(
         "scancel", "--batch", "--signal=USR2", (run / "launch" / "jobs").read_text().strip()

@@ -10,6 +10,7 @@ import pytest
 from elemdist.stop import read_end
 from launcher.progress import newest_step
 from tests.cluster.cluster import Cluster
+from tests.cluster.launched import wait_for_figures
 from tests.conftest import REPOSITORY, TINY, wait_until
 from tests.readme import SLURM, kind, shown
 
@@ -52,7 +53,7 @@ def test_the_commands_run(cluster: Cluster, place: Path):
     base = place / "runs" / "base"
     long = ["--steps", "100000", "--checkpoint-every", "0", "--eval-every", "0"]
     run("launch", *SMALL, *long, "--cluster", str(ours))  # a name is one beside elemdist itself
-    wait_until(lambda: (base / "metrics.jsonl").exists(), "the first step", 180)
+    wait_for_figures(base)
     assert "runs/base" in run("status")
     assert "runs/base: stopped after step " in run("cancel", timeout=120)
     step = newest_step(base)
