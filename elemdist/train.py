@@ -23,8 +23,11 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-import torch.distributed as dist
+from elemdist.deepspeed_import import no_collection
+
+with no_collection():
+    import torch
+    import torch.distributed as dist
 
 from elemdist import checkpoint
 from elemdist.attempts import VARIABLE

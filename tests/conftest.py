@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -113,6 +114,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the tests of the longest files first."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """All that is imported and collected by now stays: no collection of garbage goes over it."""
+    gc.collect()
+    gc.freeze()
 
 
 APART = {"tests/browser": "make test-browser", "tests/cluster": "make test-cluster"}
