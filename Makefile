@@ -10,9 +10,9 @@
 # TORCH="torch==2.11.0 torchvision==0.26.0" make setup     chooses the build of torch
 PYTHON ?= python3
 TORCH ?= torch==2.13.0 torchvision==0.28.0
-# They wait a part of the time: three at once keep two cores at work; of clusters, two.
+# Both wait a part of the time: three at once keep two cores at work.
 PROCESSES ?= 3
-CLUSTERS ?= 2
+CLUSTERS ?= 3
 BIN := .venv/bin
 # Of all that is installed, most of it one cloud's client that streaming depends on, only a part is
 # ever imported: that is compiled when it is, and not all by pip, which takes two minutes.

@@ -158,6 +158,7 @@ class Session:
         if superseded is not None:
             raise Superseded(superseded)
         attempt = Attempt(self.folder, number)
+        self.watchdog.attempt = attempt
         if self.ranks.first:
             self.stop.attempt = attempt
         return attempt

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from elemdist.attempts import Attempt
 from elemdist.errors import EXIT_LOST, EXIT_STALLED
 
 SETTLE_S = 5.0  # for the other ranks to print, too, before the end of this one cuts them off
@@ -27,6 +28,9 @@ FEW_STEPS = 5  # before there is a median to speak of
 STALL_FLOOR_S = 300.0  # a step is not late before this, however short the others are
 ORPHAN_S = 60.0  # without progress, when the launcher is gone and nobody else would end this rank
 ORPHAN_PAUSE_S = 600.0  # the same in a pause
+# The same once another attempt has begun: gloo may leave a rank waiting for ever for one whose
+# connection has ended. Asked every few seconds, as the folder may be on a shared file system.
+SUPERSEDED_S, ASK_S = 20.0, 5.0
 STDERR = 2  # where the interpreter writes whatever sys.stderr is
 LAUNCHER = "ELEMDIST_LAUNCHER"  # in the environment: the process that started this one
 
@@ -34,9 +38,12 @@ LAUNCHER = "ELEMDIST_LAUNCHER"  # in the environment: the process that started t
 class Watchdog:
     """A thread that ends this process when no beat has come for `stall_s` seconds.
 
-    Use as a context. Exit code EXIT_STALLED; EXIT_LOST when the launcher is gone. Where a library
-    blocks the whole interpreter, this thread included, Python's own dump ends the process with
-    code 1 a little later.
+    Use as a context. Exit code EXIT_STALLED; EXIT_LOST when the launcher is gone or another attempt
+    has begun. Where a library blocks the whole interpreter, this thread included, Python's own dump
+    ends the process with code 1 a little later.
+
+    Attributes:
+        attempt: of this rank; None as long as it has none.
     """
 
     def __init__(
@@ -54,6 +61,8 @@ class Watchdog:
         self.file = Path(run_dir) / "stacks" / f"rank-{rank:05d}.txt"
         self.rank, self.stall_s, self.on_stall = rank, stall_s, on_stall
         self.stall_steps = stall_steps
+        self.attempt: Attempt | None = None
+        self._asked_s = 0.0
         self._step_began_s: float | None = None
         self._steps_s: deque[float] = deque(maxlen=100)
         self._last = (time.monotonic(), "the start")
@@ -122,35 +131,53 @@ class Watchdog:
                 faulthandler.dump_traceback_later(patience_s, exit=True, file=STDERR)
             last_s, what = self._last
             silent_s = time.monotonic() - last_s
+            if silent_s > SUPERSEDED_S and self._superseded():
+                self._bark(silent_s, what, superseded=True)
             if silent_s > self._patience_s():
                 self._bark(silent_s, what)
 
-    def _bark(self, silent_s: float, what: str) -> None:
-        """Prints, writes and ends the process."""
+    def _superseded(self) -> bool:
+        """Whether another attempt has begun, as far as it is time to ask."""
+        now = time.monotonic()
+        if self.attempt is None or now - self._asked_s < ASK_S:
+            return False
+        self._asked_s = now
+        return self.attempt.superseded()
+
+    def _bark(self, silent_s: float, what: str, superseded: bool = False) -> None:
+        """Prints, writes and ends the process. The folder's stacks are those of the newest attempt."""
         orphan = self._orphaned()
-        code = EXIT_LOST if orphan else EXIT_STALLED
+        code = EXIT_LOST if orphan or superseded else EXIT_STALLED
         # A disk or a terminal that hangs must not hold up the end.
         faulthandler.dump_traceback_later(5 * SETTLE_S, exit=True, file=STDERR)
         backstop = threading.Timer(4 * SETTLE_S, os._exit, [code])
         backstop.daemon = True
         backstop.start()
         line = f"rank {self.rank}: no progress for {silent_s:.0f} s; the last was {what}"
-        if orphan:
+        if superseded:
+            line += "; another attempt of its run has begun"
+        elif orphan:
             line += "; the process that started it is gone"
+        place = "" if superseded else f", also in {self.file}"
         print(
-            f"elemdist train: {line}. The stacks of its threads, also in {self.file}:",
+            f"elemdist train: {line}. The stacks of its threads{place}:",
             file=sys.stderr,
             flush=True,
         )
         faulthandler.dump_traceback(file=STDERR)
+        if not superseded:
+            self._write(line)
+        if self.on_stall is not None:
+            with contextlib.suppress(Exception):
+                self.on_stall(line, code)
+        time.sleep(SETTLE_S)
+        os._exit(code)
+
+    def _write(self, line: str) -> None:
+        """The line and the stacks, into the file."""
         with contextlib.suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with open(self.file, "w", encoding="utf-8") as file:
                 file.write(line + "\n")
                 file.flush()
                 faulthandler.dump_traceback(file=file)
-        if self.on_stall is not None:
-            with contextlib.suppress(Exception):
-                self.on_stall(line, code)
-        time.sleep(SETTLE_S)
-        os._exit(code)

@@ -20,7 +20,7 @@ import torch
 
 import elemdist.step
 import elemdist.train
-from elemdist import checkpoint_writer
+from elemdist import checkpoint_writer, watchdog
 from elemdist.attempts import VARIABLE, Attempt
 from elemdist.shards import ShardSet
 
@@ -48,6 +48,18 @@ def hang(rank: int, victim: int, call: int) -> None:
     """One rank waits for ever; the others wait for it."""
     if rank == victim:
         before_step(call, lambda: time.sleep(3600))
+
+
+def hang_superseded(rank: int, victim: int, call: int, run: str) -> None:
+    """The same while another start takes the run; ranks notice within a second."""
+    watchdog.SUPERSEDED_S = watchdog.ASK_S = watchdog.SETTLE_S = 0.5
+
+    def begin() -> None:
+        Attempt.begin(run)
+        time.sleep(3600)
+
+    if rank == victim:
+        before_step(call, begin)
 
 
 def bad_loss(rank: int, victim: int, calls: list[int]) -> None:

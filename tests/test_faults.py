@@ -140,6 +140,15 @@ def test_a_hung_rank_is_shown_by_the_stacks_of_all(runs):
     runs.go_on()
 
 
+def test_ranks_that_wait_for_ever_end_when_another_attempt_has_begun(runs):
+    facts = {"victim": 1, "call": 10, "run": str(runs.run)}
+    training = runs.start("--guard.stall-s", "600", fault="hang_superseded", **facts)
+    assert training.codes(60) == [EXIT_LOST] * 2, training.output()
+    assert training.output().count("another attempt of its run has begun") == 2
+    assert read_end(runs.run)["state"] == "running", "this is the other's to say"
+    assert not (runs.run / "stacks").exists(), "nor do the stacks of the other's ranks lie here"
+
+
 def test_the_update_of_a_bad_step_is_skipped(runs):
     """Its batch is left out: all else is as if it had never been there."""
     training = runs.start(fault="bad_loss", victim=1, calls=[6])

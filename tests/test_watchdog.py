@@ -150,6 +150,25 @@ def test_the_code_of_an_orphan_says_that_a_restart_helps(tmp_path):
     assert done.returncode == EXIT_LOST
 
 
+def test_a_rank_of_an_older_attempt_does_not_wait_for_the_stall(tmp_path):
+    done = run(
+        tmp_path,
+        """
+from elemdist.attempts import Attempt
+watchdog.SUPERSEDED_S, watchdog.ASK_S = 0.5, 0.2
+with Watchdog(folder, 0, 600.0) as dog:
+    dog.attempt = Attempt.begin(folder)
+    time.sleep(2.5)
+    print("still here", flush=True)
+    Attempt.begin(folder)
+    time.sleep(60)
+""",
+    )
+    assert (done.returncode, done.stdout) == (EXIT_LOST, "still here\n"), done.stderr
+    assert "; another attempt of its run has begun. The stacks of its threads:" in done.stderr
+    assert not (tmp_path / "stacks").exists(), "that is the newer attempt's"
+
+
 def test_a_beat_costs_next_to_nothing(tmp_path):
     dog = Watchdog(tmp_path, 0, 600.0)
     threads = threading.active_count()

@@ -29,6 +29,7 @@ RUN = [
     "--batch.micro-samples", "2",
 ]  # fmt: skip
 NODES_2 = ["--nodes", "2", "--ranks-per-node", "2", "--retry.pause-s", "1"]
+ONE_EACH = ["--ranks-per-node", "1"]  # where it is about nodes: half of the starts
 
 
 def wait_for_figures(run: Path, step: int = 1, log: Callable[[], str] = str) -> None:

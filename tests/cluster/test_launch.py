@@ -21,7 +21,7 @@ from elemdist.attempts import Attempt
 from elemdist.stop import read_end
 from launcher.progress import newest_step
 from tests.cluster.cluster import Cluster
-from tests.cluster.launched import LONG_S, RUN, STEPS, Run, nothing_is_left
+from tests.cluster.launched import LONG_S, ONE_EACH, RUN, STEPS, Run, nothing_is_left
 from tests.conftest import wait_until
 from tests.forked import train
 from tests.shard_sets import flip
@@ -82,7 +82,7 @@ def test_a_rank_is_killed(run):
 
 
 def test_a_rank_is_killed_while_the_controller_is_down(run, cluster):
-    run.launch()
+    run.launch(*ONE_EACH)
     run.wait_for_figures(25)
     with run.failing("a rank is killed, and SLURM's controller is down"):
         run.failed_s = time.monotonic()
@@ -94,7 +94,7 @@ def test_a_rank_is_killed_while_the_controller_is_down(run, cluster):
 
 
 def test_the_time_limit_comes_in_the_middle_and_the_next_link_goes_on(run):
-    run.launch("--links", "2", "--slurm.time", "3:00", "--slurm.save-s", "60")
+    run.launch(*ONE_EACH, "--links", "2", "--slurm.time", "3:00", "--slurm.save-s", "60")
     run.wait_for_step(20)
     stopped = Attempt(run.run, 1).folder / "stop"
     with run.failing("the time limit, with another link"), run.standing_still():
@@ -139,8 +139,8 @@ def test_two_runs_at_once_one_requeued_by_an_admin_one_by_its_time_limit(
 ):
     """On shared nodes; each stands still while it is the other's turn, else it would be done."""
     other = Run(cluster, packed, tmp_path / "other", undisturbed)
-    run.launch()
-    other.launch("--slurm.time", "3:00", "--slurm.save-s", "60")
+    run.launch(*ONE_EACH)
+    other.launch(*ONE_EACH, "--slurm.time", "3:00", "--slurm.save-s", "60")
     run.wait_for_step(10)
     with run.standing_still():
         other.wait_for_step(10)
@@ -153,7 +153,7 @@ def test_two_runs_at_once_one_requeued_by_an_admin_one_by_its_time_limit(
 
 
 def test_preemption_by_a_higher_partition(run, cluster):
-    run.launch()
+    run.launch(*ONE_EACH)
     run.wait_for_step(20)
     high = ["-p", "high", "-N", "3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 3"]
     with run.failing("preempted (*)"):
@@ -164,7 +164,7 @@ def test_preemption_by_a_higher_partition(run, cluster):
 
 
 def test_a_node_dies_and_returns(run, cluster):
-    run.launch()
+    run.launch(*ONE_EACH)
     run.wait_for_figures(25)
     with run.failing("a node dies, and returns (*)"):
         run.failed_s = time.monotonic()
@@ -180,7 +180,7 @@ def test_a_node_dies_and_returns(run, cluster):
 
 
 def test_a_spare_node_takes_the_place_of_one_that_died(run, cluster):
-    run.launch("--spare-nodes", "1")
+    run.launch(*ONE_EACH, "--spare-nodes", "1")
     run.wait_for_figures(25)
     try:
         with run.failing("a node dies, with a spare"):
@@ -194,7 +194,7 @@ def test_a_spare_node_takes_the_place_of_one_that_died(run, cluster):
 
 def test_a_disk_that_is_full_while_saving(run, cluster, packed, undisturbed):
     one = Run(cluster, packed, cluster.small / "run", undisturbed)
-    one.launch("--preflight", "none")  # for which it is too small
+    one.launch(*ONE_EACH, "--preflight", "none")  # for which it is too small
     one.wait_for_step(10)
     filler = cluster.small / "filler"
     with suppress(OSError), open(filler, "wb", buffering=0) as file:
@@ -208,7 +208,7 @@ def test_a_disk_that_is_full_while_saving(run, cluster, packed, undisturbed):
 def test_a_zombie_writer_is_refused(run, cluster):
     """SLURM loses the node of rank 0, whose ranks stand still, and the run goes on elsewhere. Then
     they wake up."""
-    run.launch()
+    run.launch(*ONE_EACH)
     run.wait_for_figures(25)
     sleepers = run.ranks("n1")
     for number in sleepers:

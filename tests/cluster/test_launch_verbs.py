@@ -148,6 +148,7 @@ def launched(cluster: Cluster, packed: Path, run: Path, *more: str) -> str:
     """The log of the jobs of a run on two nodes, when it is done."""
     words = [*TINY, "--data.train", packed / "train", "--steps", "3", "--run-dir", run]
     words += ["--nodes", "2", "--ranks-per-node", "1", "--eval-every", "0", *more]
+    words += ["--retry.pause-s", "1"]
     cluster.ask("elemdist", "launch", *words)
     wait_until(lambda: newest_ends(run), "its end", 180)
     log = cluster.ask("elemdist", "logs", run, "--job")
