@@ -15,13 +15,14 @@ from typing import Any
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """No collection of garbage in here, where much is imported: it stays, and to go over it again
-    and again would take a tenth to a quarter of the time."""
+    """No collection of garbage in here, where much is imported, and none of it later: it stays, and
+    to go over it again and again would take a quarter of the time."""
     was = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if was:
             gc.enable()
 
@@ -55,3 +56,25 @@ def leave_out_muon() -> None:
         muon = ModuleType(f"{place}.{name}")
         setattr(muon, part, type(part, (), {}))
         sys.modules.setdefault(muon.__name__, muon)
+
+
+@contextmanager
+def no_compiler() -> Iterator[None]:
+    """An engine of ZeRO 3 that is made in here does not load torch's compiler, a second of every
+    rank's start: its hooks would, only to be left out of what is compiled, and under ZeRO 3 nothing
+    is; see check_compile."""
+    import torch
+    from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
+
+    for owner in (coordinator, coordinator.PartitionedParameterCoordinator):
+        for function in list(vars(owner).values()):
+            while hasattr(function, "__wrapped__"):
+                function = function.__wrapped__
+                # Where torch._disable_dynamo looks for the function that is left out.
+                function.__dynamo_disable = function
+    disable = torch.compiler.disable
+    torch.compiler.disable = lambda function: function  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch.compiler.disable = disable

@@ -6,6 +6,7 @@ import os
 import random
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -21,7 +22,7 @@ from elemdist.compile_check import compile_obstacle
 from elemdist.config import TrainSettings
 from elemdist.deepspeed_config import check_nvme, deepspeed_config
 from elemdist.deepspeed_config import use_bf16 as use_bf16  # others take it from here
-from elemdist.deepspeed_import import import_deepspeed
+from elemdist.deepspeed_import import import_deepspeed, no_compiler
 from elemdist.errors import AgreedError, UserError
 from elemdist.guard import GuardedAdamW
 from elemdist.heads import Scored
@@ -170,12 +171,13 @@ def build_engine(model: Model, settings: TrainSettings, plan: BatchPlan, ranks: 
         shared = settings.model.backbone == "albert"
         leaves = [Scored] if shared else [Block, Scored]
         deepspeed.utils.set_z3_leaf_modules(model, leaves, raise_if_not_found=False)
-    engine, *_ = deepspeed.initialize(
-        model=model.to(ranks.device),
-        optimizer=optimizer,
-        config=config,
-        dist_init_required=False,
-    )
+    with no_compiler() if settings.zero.stage == 3 else nullcontext():
+        engine, *_ = deepspeed.initialize(
+            model=model.to(ranks.device),
+            optimizer=optimizer,
+            config=config,
+            dist_init_required=False,
+        )
     if settings.zero.stage == 0 and engine.bfloat16_enabled():
         mend_whole_bf16(engine.optimizer)
     return engine

@@ -145,7 +145,7 @@ class Watchdog:
         return self.attempt.superseded()
 
     def _bark(self, silent_s: float, what: str, superseded: bool = False) -> None:
-        """Prints, writes and ends the process. The folder's stacks are those of the newest attempt."""
+        """Prints, writes, unless the folder is another attempt's by now, and ends the process."""
         orphan = self._orphaned()
         code = EXIT_LOST if orphan or superseded else EXIT_STALLED
         # A disk or a terminal that hangs must not hold up the end.

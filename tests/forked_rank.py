@@ -11,7 +11,6 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import attrs  # noqa: F401
 import docstring_parser  # noqa: F401
-import torch._dynamo  # ZeRO 3 imports it
 import torch.utils.tensorboard  # noqa: F401
 
 import data_prep.shard  # noqa: F401
