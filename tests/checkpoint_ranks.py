@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -184,6 +185,7 @@ def out_of_room(setup: Setup, run: str, victim: int, background: bool) -> dict[s
     for step, limit in ((1, limits[0]), (2, 2000), (3, limits[0])):
         train(engine, range(step, step + 1))
         if dist.get_rank() == victim:
+            sys.dont_write_bytecode = True  # else a part of a module may stay, see NO_BYTECODE
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
         told.append(save(writer, engine, step, setup))
         if background:

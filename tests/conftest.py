@@ -36,6 +36,9 @@ TOPICS = {
     "kitchen": ["onion", "Brot", "pepper", "soupe", "рис", "鍋", "butter", "oven"],
     "rail": ["train", "Gleis", "signal", "gare", "поезд", "駅", "ticket", "delay"],
 }
+# For a process that may write only a part of a file: Python would keep that part of a module's
+# compiled form, and no later process could import it.
+NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}
 NO_GPU = "no CUDA GPU here; make test on a machine with one"  # why a test is skipped
 COMMON = ["the", "and", "of", "was", "near", "very", "once", "again", "it", "then"]
 

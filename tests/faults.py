@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -128,6 +129,7 @@ def full_disk(rank: int, victim: int, calls: list[int]) -> None:
     """From a step on no file of one rank grows above a few bytes, until another step."""
 
     def limit(size: int) -> None:
+        sys.dont_write_bytecode = True  # else a part of a module may stay, see NO_BYTECODE
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     if rank == victim:

@@ -17,7 +17,7 @@ import torch
 from elemdist.communication import Count, Traffic
 from elemdist.errors import UserError
 from elemdist.metrics import Reporter, drop_after, peak_memory_bytes, progress_line, step_figures
-from tests.conftest import REPOSITORY, run_command
+from tests.conftest import NO_BYTECODE, REPOSITORY, run_command
 
 FIGURES = {"loss": 2.5, "grad_norm": math.nan, "lr": 1e-3, "bits_per_byte/wiki": 1.5, "note": "x"}
 
@@ -142,7 +142,7 @@ reporter.close()
 
 
 def test_a_full_disk_costs_nothing_but_a_line_that_says_so(tmp_path):
-    done = run_command(sys.executable, "-c", FULL_DISK, tmp_path)
+    done = run_command(sys.executable, "-c", FULL_DISK, tmp_path, **NO_BYTECODE)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     told = done.stdout.splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from elemdist.timing import Stopwatch
 from elemdist.trace import PASSED_STEPS, TRACED_STEPS, Trace
+from tests.conftest import NO_BYTECODE
 
 PARTS = ["data", "forward", "backward", "optimizer"]
 
@@ -91,6 +93,7 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         capture_output=True, text=True, preexec_fn=limited, timeout=100,
+        env=os.environ | NO_BYTECODE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"no trace, {tmp_path} did not take it whole; training goes on" in done.stdout

@@ -22,7 +22,7 @@ from data_prep.settings import InputSettings, ShardSettings
 from elemdist import temporary
 from elemdist.errors import UserError
 from elemdist.shards import ShardSet
-from tests.conftest import ELEMDIST, expect_user_error, run_command
+from tests.conftest import ELEMDIST, NO_BYTECODE, expect_user_error, run_command
 
 GOOD = b'{"text": "one", "labels": ["x"]}\n'
 LABELLED = InputSettings(labels_field="labels")
@@ -206,7 +206,7 @@ def test_full_disk(tmp_path: Path, processes: int) -> None:
     out = tmp_path / "out"
     done = subprocess.run(
         [sys.executable, str(script), str(path), str(out), "500000", str(processes)],
-        env=os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=os.environ | {"PYTHONPATH": os.getcwd()} | NO_BYTECODE,
         capture_output=True,
         text=True,
         check=False,
