@@ -71,8 +71,13 @@ def no_compiler() -> Iterator[None]:
                 function = function.__wrapped__
                 # Where torch._disable_dynamo looks for the function that is left out.
                 function.__dynamo_disable = function
+
+    def as_it_is(function: Any = None, *_: object, **__: object) -> Any:
+        """A decorator, or what makes one, as torch's is."""
+        return as_it_is if function is None else function
+
     disable = torch.compiler.disable
-    torch.compiler.disable = lambda function: function  # type: ignore[assignment, misc]
+    torch.compiler.disable = as_it_is
     try:
         yield
     finally:
