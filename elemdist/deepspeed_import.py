@@ -77,7 +77,7 @@ def no_compiler() -> Iterator[None]:
         return as_it_is if function is None else function
 
     disable = torch.compiler.disable
-    torch.compiler.disable = as_it_is
+    torch.compiler.disable = as_it_is  # type: ignore[assignment]
     try:
         yield
     finally:
