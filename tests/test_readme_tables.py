@@ -6,6 +6,8 @@ import json
 import re
 from importlib.metadata import requires
 
+import pytest
+
 from elemdist import bench
 from tests.bench import bench_all, compared
 from tests.cluster import recoveries
@@ -35,6 +37,8 @@ def test_the_table_of_recoveries_is_that_of_the_run_kept():
     assert recoveries.table(json.loads(recoveries.KEPT.read_text())) in README
 
 
-def test_the_tables_of_the_comparison_are_those_of_the_results_kept():
-    assert "elemdist compare configs/compare/reuters.yaml" in README
-    assert compared.tables(compared.KEPT / "reuters.json") in README
+@pytest.mark.parametrize("name", ["reuters", "patents"])
+def test_the_tables_of_a_comparison_are_those_of_the_results_kept(name):
+    command = f"elemdist compare configs/compare/{name}.yaml"
+    _, _, after = README.partition(command)
+    assert compared.tables(compared.KEPT / f"{name}.json") in after
