@@ -131,10 +131,9 @@ class Watchdog:
                 faulthandler.dump_traceback_later(patience_s, exit=True, file=STDERR)
             last_s, what = self._last
             silent_s = time.monotonic() - last_s
-            if silent_s > SUPERSEDED_S and self._superseded():
-                self._bark(silent_s, what, superseded=True)
-            if silent_s > self._patience_s():
-                self._bark(silent_s, what)
+            superseded = silent_s > SUPERSEDED_S and self._superseded()
+            if superseded or silent_s > self._patience_s():
+                self._bark(silent_s, what, superseded)
 
     def _superseded(self) -> bool:
         """Whether another attempt has begun, as far as it is time to ask."""
@@ -144,7 +143,7 @@ class Watchdog:
         self._asked_s = now
         return self.attempt.superseded()
 
-    def _bark(self, silent_s: float, what: str, superseded: bool = False) -> None:
+    def _bark(self, silent_s: float, what: str, superseded: bool) -> None:
         """Prints, writes, unless the folder is another attempt's by now, and ends the process."""
         orphan = self._orphaned()
         code = EXIT_LOST if orphan or superseded else EXIT_STALLED

@@ -32,10 +32,12 @@ NODES_2 = ["--nodes", "2", "--ranks-per-node", "2", "--retry.pause-s", "1"]
 ONE_EACH = ["--ranks-per-node", "1"]  # where it is about nodes: half of the starts
 
 
-def wait_for_figures(run: Path, step: int = 1, log: Callable[[], str] = str) -> None:
+def wait_for_figures(
+    run: Path, seconds: float, step: int = 1, log: Callable[[], str] = str
+) -> None:
     """Until metrics.jsonl, which may begin with events, tells of that step of training."""
     done = lambda: last_figures(run).get("step", 0) >= step  # noqa: E731
-    wait_until(done, f"figures of step {step}", LONG_S, log)
+    wait_until(done, f"figures of step {step}", seconds, log)
 
 
 class Run:
@@ -62,7 +64,7 @@ class Run:
 
     def wait_for_figures(self, step: int) -> None:
         """Until that step is done, between two checkpoints."""
-        wait_for_figures(self.run, step, self.log)
+        wait_for_figures(self.run, LONG_S, step, self.log)
 
     def job(self) -> str:
         return (self.run / "launch" / "jobs").read_text().split()[-1]

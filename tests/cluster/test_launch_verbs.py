@@ -40,7 +40,7 @@ def test_a_sweep_is_an_array_whose_runs_end_each_for_itself(cluster, packed, tmp
     first, second, third = (runs / f"00{n}-seed={n + 1}" for n in range(3))
     second, third = runs / "001-seed=2,steps=100000", runs / "002-seed=3,steps=4"
     wait_until(lambda: newest_ends(first, third), "the short ones", 180)
-    wait_for_figures(second)
+    wait_for_figures(second, 120)
     again = cluster.ask(*launch)
     assert again.count("nothing to do") == 2
     assert f"{second}: in the queue already as job " in again
@@ -87,7 +87,7 @@ def test_gpus_are_asked_for_by_node_and_each_rank_sees_all_of_its_node(cluster, 
     words += ["--device", "auto", "--nodes", "2", "--gpus-per-node", "2", "--eval-every", "0"]
     words += ["--checkpoint-every", "0"]
     cluster.ask("elemdist", "launch", *words, "--preflight", "none")
-    wait_for_figures(run)
+    wait_for_figures(run, 180)
     assert cluster.ask("squeue", "-h", "-o", "%b") == "gres:gpu:2"
     for node in ("n1", "n2"):
         found = map(environment_of, cluster.processes(node))
@@ -119,7 +119,7 @@ def test_a_job_that_may_not_be_requeued_ends_at_once_with_its_checkpoint(cluster
     run = tmp_path / "run"
     words = [*TINY, *ONE, "--data.train", packed / "train", "--steps", "100000", "--run-dir", run]
     cluster.ask("elemdist", "launch", *words, "--slurm.options", '["--no-requeue"]')
-    wait_for_figures(run)
+    wait_for_figures(run, 120)
     # As SLURM does before the time limit.
     cluster.ask(
         "scancel", "--batch", "--signal=USR2", (run / "launch" / "jobs").read_text().strip()

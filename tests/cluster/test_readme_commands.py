@@ -53,7 +53,7 @@ def test_the_commands_run(cluster: Cluster, place: Path):
     base = place / "runs" / "base"
     long = ["--steps", "100000", "--checkpoint-every", "0", "--eval-every", "0"]
     run("launch", *SMALL, *long, "--cluster", str(ours))  # a name is one beside elemdist itself
-    wait_for_figures(base)
+    wait_for_figures(base, 180)
     assert "runs/base" in run("status")
     assert "runs/base: stopped after step " in run("cancel", timeout=120)
     step = newest_step(base)
