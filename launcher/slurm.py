@@ -127,9 +127,9 @@ def show(kind: str, name: str) -> dict[str, str]:
 
 def was_cancelled(job: str) -> bool:
     """Whether this job, whose batch script asks and was sent SIGTERM, ends for good, as scancel has
-    it, rather than by preemption or to be requeued. Raises UserError.
+    it, rather than by preemption, at its time limit or to be requeued. Raises UserError.
 
-    SLURM does not say so in one word: its state is COMPLETING in all three cases. One that is
+    SLURM does not say so in one word: its state is COMPLETING in all four cases. One that is
     preempted has the time of it, one that is requeued has been counted as begun anew.
     """
     facts = show("job", job)
@@ -137,6 +137,7 @@ def was_cancelled(job: str) -> bool:
     return (
         facts.get("JobState") in ("COMPLETING", "CANCELLED")
         and facts.get("PreemptTime", "None") == "None"
+        and facts.get("Reason") != "TimeLimit"
         and facts.get("Restarts", "0") == begun
     )
 

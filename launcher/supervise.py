@@ -59,14 +59,14 @@ class Supervisor:
 
     Attributes:
         asked: why the ranks are asked to stop, None as long as they are not.
-        forced: they were ended at once.
+        forced: they were ended at once. ending: SLURM ends the job, whatever came before.
         bad: node -> why it is not to be used now. unfit: those that the preflight has found.
     """
 
     def __init__(self, settings: LaunchSettings, run_dir: Path, place: Here) -> None:
         self.settings, self.run_dir, self.place = settings, run_dir, place
         self.asked: str | None = None
-        self.forced = False
+        self.forced = self.ending = False
         self.last: Attempt | None = None
         self.signals: list[int] = []
         self.bad: dict[str, str] = {}
@@ -81,7 +81,8 @@ class Supervisor:
                 action, why = decide(ends_of(self.run_dir), self.settings.retry)
                 if self.settings.local and action == "queue":
                     action = "stopped"
-                if action == "queue" and self.asked == BY_SLURM and self.is_cancelled():
+                self.take_signals()
+                if action == "queue" and self.ending and self.is_cancelled():
                     action, why = "stopped", f"the job was cancelled (scancel); {why}"
                 say(f"{SAID[action]}: {why}" if action != "done" else "the run is done")
                 if action == "again" and self.place.enough_nodes(set(self.bad)):
@@ -184,6 +185,7 @@ class Supervisor:
         at once."""
         while self.signals:
             number = self.signals.pop(0)
+            self.ending = self.ending or number == signal.SIGTERM
             again = number == signal.SIGINT and self.asked is not None
             if (again or number == signal.SIGQUIT) and process is not None:
                 self.forced = True
@@ -192,13 +194,17 @@ class Supervisor:
 
     def lost_nodes(self, nodes: list[str], suspicious: bool) -> dict[str, str]:
         """Those of the attempt that are gone; where a lost rank may come of it, SLURM needs time to
-        notice."""
-        if suspicious and self.place.answer(nodes, SETTLE_S):
+        notice, which there is not where SLURM itself ends the job."""
+        self.take_signals()
+        if suspicious and not self.ending and self.place.answer(nodes, SETTLE_S):
             suspicious = False  # as where a rank was killed for its memory
         deadline = time.monotonic() + (SETTLE_S if suspicious else 0)
         while True:
+            self.take_signals()
+            if self.ending:
+                self.bad = self.dead_nodes()
             found = {node: state for node, state in self.bad.items() if node in nodes}
-            if found or time.monotonic() >= deadline:
+            if found or self.ending or time.monotonic() >= deadline:
                 return found
             time.sleep(1.0)
             self.bad = self.dead_nodes()
