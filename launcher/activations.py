@@ -24,7 +24,7 @@ class Pass:
 
     Attributes:
         rows: rows without padding, of this rank. predicted: those that go through the head.
-        c: bytes of a number. shared: whether ranks share the rows.
+        c: bytes of a number. shared: whether ranks share the rows. samples: that the rows are of.
     """
 
     config: ModelConfig
@@ -33,6 +33,7 @@ class Pass:
     predicted: int
     c: int
     shared: bool = False
+    samples: int = 1
 
     @property
     def model(self) -> ModelSettings:
@@ -156,10 +157,27 @@ def head_bytes(run: Pass) -> float:
     width = run.model.width
     if run.config.objective == "classify":
         averaged = run.config.pooling in ("mean", "max")
-        return run.rows * 4.0 * width * averaged
+        return run.rows * 4.0 * width * averaged + wide_bytes(run)
     inside = head_inside(run) + probabilities(run)
     tiled = tile_loss_rows(run) < run.predicted
     return run.predicted * (run.c * width + 8 + (run.config.slots if tiled else inside))
+
+
+def wide_bytes(run: Pass) -> float:
+    """Of a classifier's wide part (elemdist/wide.py), if all rows are different."""
+    if not run.config.wide:
+        return 0.0
+    counts = 8 + run.c  # the logarithms, scaled, and to length 1
+    if run.config.symbols:  # the counts themselves are given, and no gradient goes into them
+        return run.samples * float(counts * run.config.units)
+    return run.samples * float((4 + counts) * run.config.units + 4 * run.rows)
+
+
+def answers(run: Pass) -> float:
+    """How many numbers say how much each unit of the mixing layer answers to each row, of which the
+    wide part needs copies."""
+    config = run.config
+    return float(run.rows * config.units) if config.wide and not config.symbols else 0.0
 
 
 def kept_bytes(run: Pass) -> float:
@@ -169,14 +187,23 @@ def kept_bytes(run: Pass) -> float:
 
 def largest_temporary(run: Pass) -> float:
     """The most that comes on top of :func:`kept_bytes` in the backward pass, or falls short of it:
-    in the head, or in a block whose turn comes when what the head kept is gone."""
-    head = 0.0
+    in the head; in a block, whose turn comes when what the head kept is gone; or in the mixing
+    layer, when only the embedding is left."""
+    # In the precision of the model, and of the counts.
+    head = answers(run) * (run.c + 4 * (run.c < 4))
     if run.config.objective != "classify":
         rows = tile_loss_rows(run)
         head = rows * 2 * probabilities(run)  # the gradients of loss and logits
         if rows < run.predicted:
             head += rows * (head_inside(run) + probabilities(run))
-    return max(head, block_temporary(run) - head_bytes(run))
+    waiting = run.c * answers(run)  # their gradient, for that of the embedding
+    # The gradients of what goes into ReLU and what comes out.
+    mixing = 2.0 * run.c * run.rows * run.model.ablation.mixing
+    return max(
+        head,
+        waiting + block_temporary(run) - head_bytes(run),
+        waiting + mixing + embedding_bytes(run) - kept_bytes(run),
+    )
 
 
 def block_temporary(run: Pass) -> float:

@@ -65,9 +65,9 @@ def measured(run: Pass, samples: int, share: Share | None = None) -> tuple[int, 
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with Living(model) as living:
-        nats_M, _ = model(*rows, select_M, target_MV)
+        made = model(*rows) if config.labels else model(*rows, select_M, target_MV)[0]
         kept = living.now
-        nats_M.sum().backward()
+        made.sum().backward()
     return kept, living.most
 
 
@@ -80,8 +80,8 @@ CASES = {
 }
 
 
-def run_of(kind: str, memory: MemorySettings) -> Pass:
-    config = shape(kind)
+def run_of(kind: str, memory: MemorySettings, objective: str | None = None) -> Pass:
+    config = shape(kind, objective)
     model = config.model
     config = replace(
         config, model=ModelSettings(**vars(model) | {"layers": 4, "width": 96, "dropout": 0.0})
@@ -95,6 +95,23 @@ def test_the_formula_is_what_a_pass_holds(kind, case):
     run = run_of(kind, CASES[case])
     kept, most = measured(run, samples=6)
     assert kept_bytes(run) == pytest.approx(kept, rel=0.015)
+    assert kept_bytes(run) + largest_temporary(run) == pytest.approx(most, rel=0.1)
+
+
+@pytest.mark.parametrize("case", ["whole", "every block"])
+@pytest.mark.parametrize(
+    ("kind", "wide"),
+    [("bert", False), ("ablations", False), ("ablations", True), ("subword", True)],
+)
+def test_a_classifier(kind, wide, case):
+    run = run_of(kind, CASES[case], "classify")
+    config = replace(run.config, wide=wide)
+    if mixing := config.model.ablation.mixing:  # so many that they matter
+        ablation = replace(config.model.ablation, mixing=100 * mixing)
+        config = replace(config, model=replace(config.model, ablation=ablation))
+    run = replace(run, config=config, predicted=1, samples=48)
+    kept, most = measured(run, samples=48)
+    assert kept_bytes(run) == pytest.approx(kept, rel=0.02)
     assert kept_bytes(run) + largest_temporary(run) == pytest.approx(most, rel=0.1)
 
 
