@@ -1,67 +1,26 @@
+"""Packed attention against its definition."""
+
 from __future__ import annotations
 
-import itertools
 import sys
 
 import pytest
 import torch
-from torch import Tensor
 
-from elemdist import attention_kernels, window_attention
-from elemdist.attention import Segments, attention, backend, backends, choose, flash, starts
-from elemdist.attention_kernels import ALL, BACKENDS, Packed, Window, trial
-from elemdist.errors import UserError
-from tests.conftest import NO_GPU, run_command
+from elemdist import window_attention
+from elemdist.attention import attention
+from tests.attention_reference import (
+    allowed,
+    expect_equal,
+    keyed_reference,
+    qkv,
+    reference,
+    segments,
+    with_gradients,
+)
+from tests.conftest import run_command
 
-CPU = torch.device("cpu")
 LENGTHS = [(5,), (1, 1, 3), (2, 2, 2), (1, 4, 4, 9, 30)]
-
-
-def segments(*lengths: int, keys: list[int] | None = None, device: str = "cpu") -> Segments:
-    cu = torch.tensor(starts(list(lengths)), dtype=torch.int32, device=device)
-    return Segments(cu, list(lengths), keys)
-
-
-def qkv(rows: int, heads: int = 3, width: int = 8, dtype=torch.float64, device: str = "cpu"):
-    torch.manual_seed(0)
-    made = torch.randn(3, rows, heads, width, dtype=torch.float64)
-    return [x.to(device, dtype).requires_grad_() for x in made]
-
-
-def allowed(parts: Segments, causal: bool = False, window: int = 0) -> Tensor:
-    """(T, T) bool: which row may attend to which, from the definition."""
-    length_S = torch.tensor(parts.lengths)
-    owner = torch.repeat_interleave(torch.arange(len(length_S)), length_S)
-    distance = torch.arange(len(owner)) - torch.arange(len(owner)).unsqueeze(1)
-    pairs = owner == owner.unsqueeze(1)
-    if causal:
-        pairs = pairs & (distance <= 0)
-    if window:
-        pairs = pairs & (distance.abs() <= window)
-    return pairs
-
-
-def reference(q: Tensor, k: Tensor, v: Tensor, pairs: Tensor) -> Tensor:
-    """Softmax attention under a dense mask, in float64."""
-    q, k, v = q.double(), k.double(), v.double()
-    scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
-    scores = scores.masked_fill(~pairs.to(q.device), float("-inf"))
-    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
-
-
-def with_gradients(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    """The output, and the gradient of a sum with a weight of its own for every output."""
-    weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)
-    loss = (out.double() * weight.to(out.device)).sum()
-    return [out.detach(), *torch.autograd.grad(loss, inputs)]
-
-
-def expect_equal(got: list[Tensor], expected: list[Tensor], tolerance: float | None = None) -> None:
-    assert [x.shape for x in got] == [x.shape for x in expected]
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(
-            one.double(), other.double(), atol=tolerance or 1e-9, rtol=tolerance or 1e-9
-        )
 
 
 @pytest.mark.parametrize("window", [0, 1, 3, 8, 29, 100])
@@ -110,19 +69,6 @@ def test_gradients_flow_between_the_rows_that_may_see_each_other_and_no_others(c
 KEYED = [((4, 4, 6), [4, 2, 3]), ((3, 3, 5), [3, 0, 1]), ((2, 2), [0, 0]), ((5,), [5])]
 
 
-def keyed_reference(q: Tensor, k: Tensor, v: Tensor, parts: Segments) -> Tensor:
-    """As transformers' CANINE: what is no key gets the least score, in a float's precision."""
-    assert parts.keys is not None
-    outs = []
-    for first, length, keys in zip(starts(parts.lengths), parts.lengths, parts.keys, strict=False):
-        rows = slice(first, first + length)
-        scores = torch.einsum("qhd,khd->hqk", q[rows], k[rows]) / q.shape[-1] ** 0.5
-        hidden = torch.arange(length) >= keys
-        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-        outs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[rows]))
-    return torch.cat(outs)
-
-
 @pytest.mark.parametrize(("lengths", "keys"), KEYED)
 def test_only_keys_are_attended_to_and_without_any_all_rows_are_alike(lengths, keys):
     parts, inputs = segments(*lengths, keys=keys), qkv(sum(lengths))
@@ -160,144 +106,6 @@ def test_attention_stays_within_chunks(keys):
         else reference(*inputs, allowed(segments(*cut.lengths)))
     )
     expect_equal(with_gradients(attention(*inputs, cut), inputs), with_gradients(expected, inputs))
-
-
-# Every back end that this machine has: packed rows against each segment alone.
-
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-HERE = [
-    pytest.param(name, device, dtype, id=f"{name}-{device}-{str(dtype).removeprefix('torch.')}")
-    for device, dtype in itertools.product(DEVICES, (torch.bfloat16, torch.float32))
-    for name, reason in backends(torch.device(device), dtype).items()
-    if reason is None
-]
-if not torch.cuda.is_available():
-    skipped = pytest.mark.skip(reason=NO_GPU)
-    HERE.append(pytest.param("varlen", "cuda", torch.bfloat16, id="cuda", marks=skipped))
-
-
-@pytest.fixture
-def free_choice():
-    yield
-    choose("auto", CPU, torch.float32)
-
-
-@pytest.mark.parametrize("width", [64, 12])  # of a head; flash kernels take multiples of 8
-@pytest.mark.parametrize(("causal", "window"), [(False, 0), (True, 0), (False, 5), (True, 5)])
-@pytest.mark.parametrize(("name", "device", "dtype"), HERE)
-def test_packed_equals_alone(free_choice, name, device, dtype, causal, window, width):
-    assert choose(name, torch.device(device), dtype) == name
-    lengths = (1, 7, 7, 32)
-    inputs = qkv(sum(lengths), 4, width, dtype, device)
-    options = {"causal": causal, "window": window}
-    packed = attention(*inputs, segments(*lengths, device=device), **options)
-    assert packed.dtype == dtype
-    pieces = [x.split(lengths) for x in inputs]
-    alone = torch.cat(
-        [
-            attention(*piece, segments(length, device=device), **options)
-            for length, *piece in zip(lengths, *pieces, strict=True)
-        ]
-    )
-    # A back end may add in another order.
-    tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-5
-    got = with_gradients(packed, inputs)
-    expect_equal(got, with_gradients(alone, inputs), tolerance)
-    pairs = allowed(segments(*lengths), causal, window)
-    expect_equal(got, with_gradients(reference(*inputs, pairs), inputs), 2 * tolerance)
-
-
-@pytest.mark.parametrize(("name", "device", "dtype"), HERE)
-def test_keys_on_every_back_end(free_choice, name, device, dtype):
-    choose(name, torch.device(device), dtype)
-    inputs = qkv(11, 4, 16, dtype, device)
-    parts = segments(3, 3, 5, keys=[3, 0, 2], device=device)
-    expected = keyed_reference(*(x.cpu().double() for x in inputs), parts)
-    tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-5
-    expect_equal([attention(*inputs, parts).cpu()], [expected], tolerance)
-
-
-def plain_kernel(
-    q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float, reach: Window
-) -> Tensor:
-    """What a variable-length flash kernel computes, segment by segment; as strict as those."""
-    assert q.shape[-1] % 8 == 0
-    assert packed.cu_q.dtype == packed.cu_k.dtype == torch.int32
-    length_q, length_k = packed.cu_q.diff().tolist(), packed.cu_k.diff().tolist()
-    assert (packed.longest_q, packed.longest_k) == (max(length_q), max(length_k))
-    outs = []
-    for one_q, one_k, one_v in zip(
-        q.split(length_q), k.split(length_k), v.split(length_k), strict=True
-    ):
-        offset = torch.arange(len(one_k)) - torch.arange(len(one_q)).unsqueeze(1)
-        scores = torch.einsum("qhd,khd->hqk", one_q, one_k) * scale
-        if reach[0] != ALL:
-            scores = scores.masked_fill(offset < -reach[0], float("-inf"))
-        if reach[1] != ALL:
-            scores = scores.masked_fill(offset > reach[1], float("-inf"))
-        outs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), one_v))
-    return torch.cat(outs)
-
-
-@pytest.mark.parametrize("width", [5, 8, 12])
-@pytest.mark.parametrize("reach", [(ALL, ALL), (ALL, 0), (3, 3), (3, 0)])
-def test_a_kernel_gets_what_it_asks_for_at_any_width_of_a_head(reach, width):
-    parts, inputs = segments(2, 6, 9), qkv(17, 2, width)
-    out = flash(plain_kernel, *inputs, parts, reach)
-    expected = reference(*inputs, allowed(parts, reach[1] == 0, max(reach[0], 0)))
-    expect_equal(with_gradients(out, inputs), with_gradients(expected, inputs))
-
-
-def test_a_kernel_gets_only_the_rows_that_are_keys():
-    parts, inputs = segments(4, 4, 6, keys=[4, 2, 3]), qkv(14, 2, 12)
-    out = flash(plain_kernel, *inputs, parts, (ALL, ALL))
-    expected = keyed_reference(*inputs, parts)
-    expect_equal(with_gradients(out, inputs), with_gradients(expected, inputs))
-
-
-def test_a_kernel_is_tried_before_it_is_used():
-    def without_window(q, k, v, packed, scale, reach):
-        return plain_kernel(q, k, v, packed, scale, (ALL, ALL))
-
-    def without_gradient(q, k, v, packed, scale, reach):
-        return plain_kernel(q, k.detach(), v, packed, scale, reach) + 0 * k
-
-    def broken(q, k, v, packed, scale, reach):
-        raise OSError("libcudart.so.11: cannot open shared object file\nand more")
-
-    state = torch.get_rng_state()
-    assert trial(plain_kernel, CPU, torch.bfloat16) is None
-    assert "something else" in str(trial(without_window, CPU, torch.bfloat16))
-    assert "something else" in str(trial(without_gradient, CPU, torch.bfloat16))
-    reason = trial(broken, CPU, torch.bfloat16)
-    assert reason == "it does not run here: libcudart.so.11: cannot open shared object file"
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_back_end_on_cpu_is_sdpa_and_the_others_say_why_not():
-    assert backend(CPU, torch.bfloat16) == choose("auto", CPU, torch.float32) == "sdpa"
-    assert list(backends(CPU, torch.bfloat16)) == list(BACKENDS)
-    for name, reason in backends(CPU, torch.bfloat16).items():
-        assert (reason is None) == (name == "sdpa")
-        assert reason is None or "GPU" in reason
-
-
-def test_a_back_end_that_is_none_or_cannot_run_is_a_users_mistake(free_choice):
-    with pytest.raises(UserError, match=r"'varlne'.*did you mean 'varlen'.*auto, flash_attn, v"):
-        choose("varlne", CPU, torch.float32)
-    for name in ("varlen", "flash_attn"):
-        with pytest.raises(UserError, match=f"{name} cannot run on cpu: it needs a GPU"):
-            choose(name, CPU, torch.bfloat16)
-    assert attention_kernels._chosen == "auto"
-    assert choose("sdpa", CPU, torch.float32) == "sdpa"
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
-def test_on_a_gpu_float32_runs_sdpa_and_bfloat16_a_flash_kernel():
-    device = torch.device("cuda")
-    assert backend(device, torch.float32) == "sdpa"
-    if torch.cuda.get_device_capability() >= (8, 0):
-        assert backend(device, torch.bfloat16) in ("flash_attn", "varlen")
 
 
 def test_a_window_over_a_long_segment_needs_memory_of_its_rows_only():
