@@ -40,6 +40,11 @@ def before_step(call: int, action: Callable[[], None]) -> None:
     elemdist.train.train_step = wrapped  # type: ignore[assignment]
 
 
+def threads_unsaid(rank: int) -> None:
+    """The number of threads is left to the rank, as where a user says nothing."""
+    del os.environ["OMP_NUM_THREADS"]
+
+
 def kill_in_step(rank: int, victim: int, call: int) -> None:
     if rank == victim:
         before_step(call, lambda: os.kill(os.getpid(), signal.SIGKILL))

@@ -3,6 +3,8 @@ numbers; real ranks over gloo, see tests/forked.py."""
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,20 @@ def test_a_global_batch_that_does_not_divide_is_the_same_on_any_ranks(packed, tm
     train(tmp_path / "log", 2, *options(packed, run, 2, *more, "--stop-step", str(HALF)))
     train(tmp_path / "log", 3, *options(packed, run, 1, *more, "--resume"))
     same_run(run, tmp_path / "whole")
+
+
+def test_a_rank_takes_all_cores_and_more_threads_give_the_same_numbers(
+    packed, undisturbed, tmp_path
+):
+    """With dropout. The tests' ranks have one thread each."""
+    run = tmp_path / "run"
+    train(tmp_path / "log", 1, *options(packed, run, 1), fault="threads_unsaid")
+    threads = [
+        json.loads((one / "environment.json").read_text())["cpu_threads"]
+        for one in (undisturbed, run)
+    ]
+    assert threads == [1, len(os.sched_getaffinity(0))]
+    same_run(run, undisturbed)
 
 
 @pytest.mark.parametrize("kind", ["bert", "decoder", "canine", "classify"])
