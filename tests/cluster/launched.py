@@ -126,8 +126,9 @@ class Run:
         self.failed_s = 0.0  # when it happened; 0: at the end of the block
         yield
         since_s = self.failed_s or time.monotonic()
-        wait_until(lambda: numbers(self.run)[-1] == attempt, "another attempt", LONG_S, self.log)
-        done, begun = last_figures(self.run)["step"], Attempt(self.run, attempt).read("begin")
+        begin = lambda: Attempt(self.run, attempt).read("begin")  # noqa: E731
+        wait_until(begin, "another attempt", LONG_S, self.log)
+        done, begun = last_figures(self.run)["step"], begin()
         wait_until(
             lambda: steps_done(self.run, begun["time_s"]) > begun["before"],
             "another step", LONG_S, self.log,
