@@ -79,10 +79,12 @@ class Supervisor:
             while True:
                 end = self.attempt()
                 action, why = decide(ends_of(self.run_dir), self.settings.retry)
+                self.take_signals()
+                if self.ending and action == "again":
+                    action, end = "queue", dataclasses.replace(end, asked=self.asked)
                 if self.settings.local and action == "queue":
                     action = "stopped"
-                self.take_signals()
-                if action == "queue" and self.ending and self.is_cancelled():
+                if self.ending and action == "queue" and self.is_cancelled():
                     action, why = "stopped", f"the job was cancelled (scancel); {why}"
                 say(f"{SAID[action]}: {why}" if action != "done" else "the run is done")
                 if action == "again" and self.place.enough_nodes(set(self.bad)):
@@ -145,7 +147,8 @@ class Supervisor:
             spares = good[self.settings.nodes :]
             wrong = preflight(self.place, attempt, nodes, spares)
             say(f"preflight: {summary(attempt.folder / 'preflight')}")
-            if not wrong:
+            self.take_signals()
+            if not wrong or self.ending:  # SLURM ended the checks, and no node is to blame
                 return nodes
             for node, why in wrong.items():
                 say(f"preflight: {node} is not fit: {why}")

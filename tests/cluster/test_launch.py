@@ -171,6 +171,7 @@ def test_a_node_dies_and_returns(run, cluster):
         cluster.kill_node("n2")
         down = lambda: "n2 down" in cluster.ask("sinfo", "-N", "-h", "-o", "%N %T")  # noqa: E731
         wait_until(down, "its loss", 90)
+        wait_until(lambda: run.kinds() != ["none"], "the end of the attempt", 60, run.log)
         cluster.start_node("n2")
         # SLURM, which could not tell n2 to end the job, tries again after 45 s, and would end the
         # one that has begun anew: therefore it holds jobs for 120 s, unless told, as here.
