@@ -14,7 +14,7 @@ from elemdist.attempts import Attempt, numbers
 from elemdist.stop import read_end
 from launcher.progress import newest_step
 from tests.cluster.cluster import NODES, Cluster, free_ports
-from tests.cluster.launched import Run, wait_for_figures
+from tests.cluster.launched import ONE_EACH, Run, wait_for_figures
 from tests.conftest import REPOSITORY, TINY, expect_user_error, wait_until
 
 ONE = ["--nodes", "1", "--ranks-per-node", "1", "--preflight", "quick", "--eval-every", "0"]
@@ -204,6 +204,24 @@ def test_a_node_on_which_a_sum_hangs_is_found_out(cluster, packed, tmp_path):
     assert "preflight: n2 is not fit: the sum over all nodes failed: it hangs" in log
     assert "n1 is not fit" not in log
     assert "attempt 1 on n1, n3" in log
+
+
+def test_a_job_that_is_requeued_while_its_nodes_are_checked_blames_none_of_them(
+    cluster, packed, tmp_path
+):
+    one = Run(cluster, packed, tmp_path / "run", tmp_path)
+    check, slow = REPOSITORY / "launcher" / "node_check.py", tmp_path / "node_check.py"
+    slow.write_text(check.read_text().replace("dist.all_reduce(tensor)", "time.sleep(600)"))
+    with mounted_on_n2(cluster, check, "--bind", slow):
+        one.launch(*ONE_EACH)
+        wait_until((Attempt(one.run, 1).folder / "preflight").exists, "the checks", 60, one.log)
+        cluster.ask("scontrol", "requeue", one.job())
+        wait_until(lambda: one.kinds() == ["stopped"], "the end of the attempt", 60, one.log)
+    one.wait_for_figures(1)
+    assert "attempt 2 on n1, n2" in one.log()
+    assert "is not fit" not in one.log()
+    assert len((one.run / "launch" / "jobs").read_text().split()) == 1, "and no other job"
+    everything_ended(cluster)
 
 
 def test_a_bad_node_without_a_spare_is_not_asked_for_again(cluster, packed, tmp_path):
