@@ -73,8 +73,10 @@ def pass_of(case: Case) -> Pass:
     shared = case.settings.sequence_parallel
     rows = -(-case.micro_samples * sample_rows(case.config) // shared)
     predicted = -(-int(predicted_rows(case.settings, rows)) // 1)
-    run = Pass(case.config, case.settings.memory, rows, predicted, case.number, shared > 1)
-    return replace(run, samples=case.micro_samples)
+    return Pass(
+        case.config, case.settings.memory, rows, predicted, case.number,
+        shared=shared > 1, samples=case.micro_samples,
+    )  # fmt: skip
 
 
 def weights(case: Case) -> tuple[float, float]:
