@@ -111,6 +111,8 @@ def shape(settings: PlanSettings, subword: bool, labels: list[str] | None = None
             head="independent",
             embedding_width=factorised,
             ablation=type(model.ablation)(),
+            # Of the twin it is the tokenizer's; asked of input subword itself it is a mistake.
+            uncased=model.uncased and model.input == "subword",
         )
     size = settings.vocabulary
     symbols = Symbols(size - 3, size - 2, size - 1, size) if subword else None

@@ -237,6 +237,22 @@ def test_every_size_and_kind_of_recipe_can_be_built(size, kind):
     assert counts["blocks"] > counts["head"] > 0 or kind == "albert"
 
 
+@pytest.mark.parametrize("recipe", ["reuters", "reuters-mlm"])
+def test_a_recipe_that_reads_all_letters_as_small_has_a_twin(recipe, planned):
+    """What a subword twin reads is its tokenizer's."""
+    code, out = planned(f"configs/{recipe}.yaml")
+    assert code == 0
+    assert "subword" in out
+
+
+def test_a_wide_part_takes_memory(planned):
+    most = [
+        memory(planned("configs/reuters.yaml", "--classify.wide", wide)[1])["all"]
+        for wide in ("false", "true")
+    ]
+    assert most[0] < most[1]
+
+
 def test_the_deepspeed_configuration_is_shown_with_what_is_laid_above_it():
     done = elemdist(
         "plan", "configs/tiny.yaml", "--gpus", "4", "--zero.stage", "2", "--deepspeed-config",
