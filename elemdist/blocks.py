@@ -103,11 +103,13 @@ class Block(nn.Module):
             q, k = rotate(q, turn), rotate(k, turn)
         return q, k, v
 
-    def attend(self, x_TW: Tensor, segments: Segments, turn: Rotation | None) -> Tensor:
-        """The attention's part of the residual sum, (T, W) -> (T, W)."""
+    def attend(
+        self, x_TW: Tensor, segments: Segments, turn: Rotation | None, select_M: Tensor | None
+    ) -> Tensor:
+        """The attention's part of the residual sum, (T, W) -> (T, W), or (M, W)."""
         q, k, v = self.project(x_TW, turn)
         x_THD = attention(q, k, v, segments, causal=self.causal, window=self.window)
-        return self.drop(self.out(x_THD.flatten(-2)))
+        return self.drop(self.out(selected(x_THD, select_M).flatten(-2)))
 
     def feed(self, x_TW: Tensor) -> Tensor:
         """The feed-forward's part of the residual sum, (T, W) -> (T, W)."""
@@ -137,10 +139,26 @@ class Block(nn.Module):
         x_TW = x_TW + attended_TW
         return x_TW + self.tiled_feed(self.feedforward_norm(x_TW))
 
-    def forward(self, x_TW: Tensor, segments: Segments, turn: Rotation | None = None) -> Tensor:
-        """(T, W) -> (T, W); `turn`: see :func:`rotation`."""
+    def forward(
+        self,
+        x_TW: Tensor,
+        segments: Segments,
+        turn: Rotation | None = None,
+        select_M: Tensor | None = None,
+    ) -> Tensor:
+        """(T, W) -> (T, W); `turn`: see :func:`rotation`.
+
+        With `select_M` (M, W), of these rows only: they attend to all others, and nothing that
+        comes behind the attention is computed for those.
+        """
         seen_TW = x_TW if self.post_norm else self.attention_norm(x_TW)
-        return self.finish(x_TW, self.attend(seen_TW, segments, turn))
+        attended = self.attend(seen_TW, segments, turn, select_M)
+        return self.finish(selected(x_TW, select_M), attended)
+
+
+def selected(x: Tensor, select_M: Tensor | None) -> Tensor:
+    """The rows `select_M` of x; None: all of them."""
+    return x if select_M is None else x[select_M]
 
 
 def recomputed(function: Callable[..., Result], *inputs: object) -> Result:

@@ -218,8 +218,14 @@ class CanineEncoder(Encoder):
             return recomputed(part, *inputs)
         return part(*inputs)
 
-    def contextual(self, x_TW: Tensor, position_T: Tensor, segments: Segments) -> Tensor:
-        """As Encoder.contextual, by way of the molecules."""
+    def contextual(
+        self,
+        x_TW: Tensor,
+        position_T: Tensor,
+        segments: Segments,
+        select_P: Tensor | None = None,
+    ) -> Tensor:
+        """As Encoder.contextual, by way of the molecules; P rows are selected."""
         canine, turn = self.model.canine, self.turn(position_T)
         molecules = Molecules.of(segments, canine.rate)
         x_TW = self.outer(self.local, x_TW, segments.chunks(canine.local), turn)
@@ -227,4 +233,4 @@ class CanineEncoder(Encoder):
         x_MW = self.outer(self.down, x_TW, molecules)
         x_MW = self.stack(x_MW, molecules.segments, self.turn(molecules.position_M))
         x_TW = self.outer(self.up, x_TW, self.deep_norm(x_MW), molecules)
-        return self.final_norm(self.outer(self.last, x_TW, segments, turn))
+        return self.final_norm(self.outer(self.last, x_TW, segments, turn, select_P))

@@ -4,7 +4,8 @@ These are model FLOPs, as the model FLOPs utilisation (MFU) is defined (Chowdher
 2204.02311): the matrix products of the forward pass, and twice as many of the backward pass. What
 is computed a second time to save memory does not count, nor what a kernel computes beside it, nor
 anything that is no matrix product (norms, GELU, softmax, the sums of the table's gradient: some 1 %
-of the operations). Plain numbers in, plain numbers out: no tensor is made.
+of the operations), nor what the last block leaves out for rows that no one looks at. Plain numbers
+in, plain numbers out: no tensor is made.
 
 Shape suffixes: see elemdist/rows.py; F inner width of the feed-forward, E values of an element.
 """
@@ -105,23 +106,29 @@ def attention_flops(
 
 def block_flops(model: ModelSettings, slots: int = 0) -> float:
     """Of a block's matrices, forward, a row; `slots`: of a first projection that keeps V apart."""
-    width = model.width
+    return 6.0 * model.width * model.width / max(1, slots) + finish_flops(model)
+
+
+def finish_flops(model: ModelSettings) -> float:
+    """Of those behind the attention, which the last block has for the rows only that are used."""
     inner = (3 if model.activation == "geglu" else 2) * model.feedforward
-    return 2.0 * width * (3 * width // max(1, slots) + width + inner)
+    return 2.0 * model.width * (model.width + inner)
 
 
-def encoder_flops(config: ModelConfig, lengths: Sequence[int]) -> float:
-    """Of embedding and blocks, forward, for segments of these lengths; as if each row's slots were
-    mixed (model.ablation.mixing), though equal rows are mixed once."""
+def encoder_flops(config: ModelConfig, lengths: Sequence[int], finished: float) -> float:
+    """Of embedding and blocks, forward, for segments of these lengths, of which so many rows are
+    finished; as if each row's slots were mixed (model.ablation.mixing), though equal rows are
+    mixed once."""
     model, rows = config.model, sum(lengths)
     widened = config.embedding_width * model.width if model.embedding_width else 0
     inputs = 2.0 * rows * (2 * model.ablation.mixing * config.embedding_width + widened)
+    spared = (rows - finished) * finish_flops(model)
     apart = config.v if model.ablation.first_projection == "block_diagonal" else 0
     if model.backbone != "canine":
         first = block_flops(model, apart)
         products = rows * (first + (model.layers - 1) * block_flops(model))
-        return inputs + products + stack_attention(config, lengths)
-    return inputs + canine_flops(config, lengths, apart)
+        return inputs + products + stack_attention(config, lengths) - spared
+    return inputs + canine_flops(config, lengths, apart) - spared
 
 
 def stack_attention(config: ModelConfig, lengths: Sequence[int]) -> float:
@@ -186,8 +193,8 @@ def step_flops(
 
     Args:
         lengths: rows of each segment, ``batch.segments.lengths``: attention ends at them.
-        predicted_rows: rows that go through the head of mlm and clm; the classifier takes one
-            vector of each segment and needs none.
+        predicted_rows: rows that go through the end of the last block and the head of mlm and clm;
+            the classifier takes one vector of each segment and needs none.
         used_slots: slots of them up to each one's end mark, which the autoregressive head's work
             hangs on: bytes of text and end marks; None: all of each.
     """
@@ -196,4 +203,5 @@ def step_flops(
     else:
         slots = predicted_rows * config.slots if used_slots is None else used_slots
         head = head_flops(config, predicted_rows, slots)
-    return PASSES * (encoder_flops(config, lengths) + head)
+    finished = config.finished(sum(lengths), len(lengths), predicted_rows)
+    return PASSES * (encoder_flops(config, lengths, finished) + head)

@@ -122,7 +122,8 @@ def generate(
 
 
 class Classifier(nn.Module):
-    """A segment's rows to a logit per label: ``(T, W) -> (S, L)``, over BERT's pooler.
+    """A segment's rows to a logit per label: ``(T, W) -> (S, L)``, over BERT's pooler. It takes
+    the rows of :func:`elemdist.pooling.pooled_rows`, where those are not all.
 
     With a wide part, see :mod:`elemdist.wide`, that one's logits come on top.
     """

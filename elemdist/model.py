@@ -18,6 +18,7 @@ from elemdist.blocks import Block, Rotation, layer_norm, recomputed, rotation
 from elemdist.embedding import ElementwiseEmbedding, build_embedding
 from elemdist.heads import Classifier, ElementHead, Scored, Scores
 from elemdist.model_config import ModelConfig
+from elemdist.pooling import pooled_rows
 from elemdist.rows import FIRST_SPECIAL, PAD
 from elemdist.run_settings import MemorySettings
 from elemdist.slot_decoder import SlotDecoder
@@ -81,26 +82,47 @@ class Encoder(nn.Module):
             assert isinstance(block, Block)
             yield block
 
-    def stack(self, x_TW: Tensor, segments: Segments, turn: Rotation | None) -> Tensor:
-        """All blocks; every `checkpoint_every`'th is computed again for the gradient."""
+    def stack(
+        self,
+        x_TW: Tensor,
+        segments: Segments,
+        turn: Rotation | None,
+        select_M: Tensor | None = None,
+    ) -> Tensor:
+        """All blocks, the last one for the rows `select_M`; every `checkpoint_every`'th is computed
+        again for the gradient."""
         for number, block in enumerate(self.each_block()):
+            last = number == self.model.layers - 1
+            inputs = (x_TW, segments, turn, select_M if last else None)
             again = self.checkpoint_every and number % self.checkpoint_every == 0
-            if again and self.training:
-                x_TW = recomputed(block, x_TW, segments, turn)
-            else:
-                x_TW = block(x_TW, segments, turn)
+            x_TW = recomputed(block, *inputs) if again and self.training else block(*inputs)
         return x_TW
 
-    def contextual(self, x_TW: Tensor, position_T: Tensor, segments: Segments) -> Tensor:
-        """What the blocks make of embedded rows, (T, W)."""
-        return self.final_norm(self.stack(x_TW, segments, self.turn(position_T)))
+    def contextual(
+        self,
+        x_TW: Tensor,
+        position_T: Tensor,
+        segments: Segments,
+        select_M: Tensor | None = None,
+    ) -> Tensor:
+        """What the blocks make of embedded rows, (T, W), or (M, W) of the rows `select_M`."""
+        turn = self.turn(position_T)
+        return self.final_norm(self.stack(x_TW, segments, turn, select_M))
 
-    def forward(self, rows_TV: Tensor, position_T: Tensor, segments: Segments) -> Any:
-        """(T, V) -> (T, W); see the class for a classifier with a wide part."""
+    def forward(
+        self,
+        rows_TV: Tensor,
+        position_T: Tensor,
+        segments: Segments,
+        select_M: Tensor | None = None,
+    ) -> Any:
+        """(T, V) -> (T, W), or (M, W) of the rows `select_M`, which spares the last block most of
+        its work on the others; see the class for a classifier with a wide part."""
         if not self.wide:
-            return self.contextual(self.embed(rows_TV, position_T), position_T, segments)
+            x_TW = self.embed(rows_TV, position_T)
+            return self.contextual(x_TW, position_T, segments, select_M)
         x_TW, *answers = self.embedding(rows_TV, answers=True)
-        x_TW = self.contextual(self.placed(x_TW, position_T), position_T, segments)
+        x_TW = self.contextual(self.placed(x_TW, position_T), position_T, segments, select_M)
         return x_TW, *answers, position_T
 
 
@@ -224,14 +246,13 @@ class Model(nn.Module):
         target_MV: Tensor | None = None,
     ) -> Tensor | Scores:
         """See the class."""
-        x_TW = self.encoder(rows_TV, position_T, segments)
-        if self.config.wide:
-            x_TW, *materials = x_TW
-            return self.head(x_TW, segments, *materials)
         if self.config.objective == "classify":
-            return self.head(x_TW, segments)
-        # Only the rows that carry loss go through the head.
-        x_MW = x_TW if select_M is None else x_TW[select_M]
+            select_P = pooled_rows(segments, self.config.pooling)
+            found = self.encoder(rows_TV, position_T, segments, select_P)
+            x, *materials = found if self.config.wide else (found,)
+            return self.head(x, segments, *materials)
+        # Only the rows that carry loss go through the last block's feed-forward and the head.
+        x_MW = self.encoder(rows_TV, position_T, segments, select_M)
         if target_MV is None:
             return self.head(x_MW, self.table)
         return self.head(x_MW, self.table, target_MV, self.memory.tile_loss_rows)

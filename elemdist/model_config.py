@@ -11,6 +11,7 @@ from elemdist.errors import UserError
 from elemdist.model_settings import ModelSettings
 from elemdist.rows import ELEMENTS
 
+ONE_ROW = ("doc", "last")  # poolings that look at one row of each segment
 CHARACTER_BYTES = 4  # of the longest UTF-8 character: the slots of input canine
 
 
@@ -88,6 +89,13 @@ class ModelConfig:
     def causal(self) -> bool:
         """Whether a row sees only those before it."""
         return self.model.backbone == "decoder"
+
+    def finished(self, rows: float, segments: float, predicted: float) -> float:
+        """How many rows the last block has to finish, those that the head looks at, out of so many
+        in so many segments. `predicted`: those that predict."""
+        if self.objective != "classify":
+            return predicted
+        return segments if self.pooling in ONE_ROW else rows
 
     def to_json(self) -> dict[str, Any]:
         """For config.json."""

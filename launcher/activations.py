@@ -36,6 +36,11 @@ class Pass:
     samples: int = 1
 
     @property
+    def finished(self) -> float:
+        """The rows that the last block finishes."""
+        return self.config.finished(self.rows, self.samples, self.predicted)
+
+    @property
     def model(self) -> ModelSettings:
         """The model's settings."""
         return self.config.model
@@ -52,16 +57,37 @@ def feed_bytes(model: ModelSettings, c: int) -> float:
     return c * model.feedforward * (4 if gated(model) else 2) + model.width * (model.dropout > 0)
 
 
-def block_bytes(model: ModelSettings, c: int, tiled: bool, shared: bool = False) -> float:
-    """Of one block, its input included, a row."""
-    width, rotary = model.width, model.positions == "rotary"
+def seen_bytes(model: ModelSettings, c: int, shared: bool = False) -> float:
+    """Of a block up to its attention's outcome, its input included, a row."""
+    width, rotary, pre = model.width, model.positions == "rotary", model.norm == "pre"
     # Turned queries and keys are others than the projection's, which the values keep alive.
     qkv = 5 if rotary and not shared else 3
-    outcome = 2 if shared else 1  # by heads and, sent back, by rows
-    numbers = width * (4 + qkv + outcome)  # with the input, the sums, and what the norms give
     turns = 2 * width // model.heads if rotary and c < 4 else 0  # cosines and sines, rounded
-    fixed = 16 + 4 * model.heads + width * (model.dropout > 0)
-    return c * (numbers + turns) + fixed + (0 if tiled else feed_bytes(model, c))
+    return c * (width * (2 + pre + qkv) + turns) + 8 * pre + 4 * model.heads
+
+
+def finish_bytes(model: ModelSettings, c: int, tiled: bool) -> float:
+    """Of what comes behind it, a row: the sums, what the norms give, and the feed-forward."""
+    width, pre = model.width, model.norm == "pre"
+    fixed = 16 - 8 * pre + width * (model.dropout > 0)
+    return c * width * (3 - pre) + fixed + (0 if tiled else feed_bytes(model, c))
+
+
+def block_bytes(model: ModelSettings, c: int, tiled: bool, shared: bool = False) -> float:
+    """Of one block on all rows, its input included, a row."""
+    by_rows = c * model.width * shared  # what ranks that share the rows send back to them
+    return seen_bytes(model, c, shared) + by_rows + finish_bytes(model, c, tiled)
+
+
+def last_block_bytes(run: Pass) -> float:
+    """Of the block that the head stands on, which finishes no other rows than those it looks at."""
+    model, c = run.model, run.c
+    tiled = is_tiled(run, run.finished)
+    if run.finished == run.rows:
+        return run.rows * block_bytes(model, c, tiled, run.shared)
+    copied = c * model.width  # of the attention's outcome
+    finish = run.finished * (copied + finish_bytes(model, c, tiled))
+    return run.rows * seen_bytes(model, c, run.shared) + finish
 
 
 def is_tiled(run: Pass, rows: float) -> bool:
@@ -75,12 +101,26 @@ def recomputes(run: Pass, number: int) -> bool:
     return bool(every) and number % every == 0
 
 
+def recomputes_last(run: Pass) -> bool:
+    """Whether the block that the head stands on does."""
+    canine = run.model.backbone == "canine"  # whose last block is none of the stack's
+    return bool(run.memory.checkpoint_every) if canine else recomputes(run, run.model.layers - 1)
+
+
 def stack_bytes(run: Pass, rows: float) -> float:
-    """Of all blocks of the stack on so many rows."""
+    """Of all blocks of the stack on so many rows, if it finishes all of them."""
     whole = block_bytes(run.model, run.c, is_tiled(run, rows), run.shared)
     inputs = run.c * run.model.width
     numbers = range(run.model.layers)
     return rows * sum(inputs if recomputes(run, number) else whole for number in numbers)
+
+
+def spared_bytes(run: Pass) -> float:
+    """What the last block keeps less than one that finishes all rows."""
+    if recomputes_last(run):
+        return 0.0
+    tiled = is_tiled(run, run.rows)
+    return run.rows * block_bytes(run.model, run.c, tiled, run.shared) - last_block_bytes(run)
 
 
 def embedding_bytes(run: Pass) -> float:
@@ -100,10 +140,10 @@ def embedding_bytes(run: Pass) -> float:
 def encoder_bytes(run: Pass) -> float:
     """Of embedding, blocks and last norm."""
     model = run.model
-    last = run.rows * (run.c * model.width + 8) if model.norm == "pre" else 0.0
-    if model.backbone != "canine":
-        return embedding_bytes(run) + stack_bytes(run, run.rows) + last
-    return embedding_bytes(run) + canine_bytes(run) + last
+    last = run.finished * (run.c * model.width + 8) if model.norm == "pre" else 0.0
+    canine = model.backbone == "canine"
+    blocks = canine_bytes(run) if canine else stack_bytes(run, run.rows)
+    return embedding_bytes(run) + blocks - spared_bytes(run) + last
 
 
 def canine_bytes(run: Pass) -> float:
@@ -157,7 +197,8 @@ def head_bytes(run: Pass) -> float:
     width = run.model.width
     if run.config.objective == "classify":
         averaged = run.config.pooling in ("mean", "max")
-        return run.rows * 4.0 * width * averaged + wide_bytes(run)
+        vectors = run.samples * run.c * 2.0 * width  # of the documents, and what tanh gives
+        return run.rows * 4.0 * width * averaged + vectors + wide_bytes(run)
     inside = head_inside(run) + probabilities(run)
     tiled = tile_loss_rows(run) < run.predicted
     return run.predicted * (run.c * width + 8 + (run.config.slots if tiled else inside))
@@ -207,19 +248,32 @@ def largest_temporary(run: Pass) -> float:
 
 
 def block_temporary(run: Pass) -> float:
-    """The most that the backward pass of the last block needs beside what is kept."""
+    """The most that the backward pass needs in a block beside what is kept before the last one's:
+    in that one or, as it may finish few rows only, in the one before."""
+    model, rows = run.model, run.rows
+    canine, again = model.backbone == "canine", recomputes_last(run)
+    inputs, last = run.c * model.width * rows, last_block_bytes(run)
+    most = one_block(run, run.finished) + (last - inputs if again else 0)
+    if canine and again:  # the windows and their gradients
+        most = max(most, (4 * model.canine.kernel + 2) * inputs)
+    if canine or model.layers == 1:
+        return most
+    before = one_block(run, rows) - (inputs if again else last)
+    if recomputes(run, model.layers - 2):
+        whole = rows * block_bytes(model, run.c, is_tiled(run, rows), run.shared)
+        before += whole - inputs
+    return max(most, before)
+
+
+def one_block(run: Pass, finished: float) -> float:
+    """The most that the backward pass of a block that finishes so many rows makes itself."""
     model, c, memory, rows = run.model, run.c, run.memory, run.rows
-    wide, canine = c * model.width * rows, model.backbone == "canine"
-    tiled = is_tiled(run, rows)
-    feed = feed_bytes(model, c) * (memory.tile_rows if tiled else rows)
+    wide, narrow = c * model.width * rows, c * model.width * finished
+    tiled = is_tiled(run, finished)
+    feed = feed_bytes(model, c) * (memory.tile_rows if tiled else finished)
     # The gradients of what goes into and out of GELU, while some of what was kept is still there.
-    inside = feed / 2 if tiled else c * model.feedforward * rows * (1 + gated(model))
-    ends = 3 * wide + feed + inside if tiled else wide + max(wide, inside)
+    inside = feed / 2 if tiled else c * model.feedforward * finished * (1 + gated(model))
+    ends = 3 * narrow + feed + inside if tiled else narrow + max(narrow, inside)
     # Those of queries, keys, values and outcome; a flash kernel sums queries' up in fp32.
     attention = 3 * wide + 4 * model.width * rows - (0 if tiled else feed)
-    most = max(ends, attention)
-    if memory.checkpoint_every and (canine or recomputes(run, model.layers - 1)):
-        most += rows * block_bytes(model, c, tiled, run.shared) - wide
-    if canine and memory.checkpoint_every:  # the windows and their gradients
-        most = max(most, (4 * model.canine.kernel + 2) * wide)
-    return most
+    return max(ends, attention)

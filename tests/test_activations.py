@@ -100,12 +100,21 @@ def test_the_formula_is_what_a_pass_holds(kind, case):
 
 @pytest.mark.parametrize("case", ["whole", "every block"])
 @pytest.mark.parametrize(
-    ("kind", "wide"),
-    [("bert", False), ("ablations", False), ("ablations", True), ("subword", True)],
+    ("kind", "wide", "pooling"),
+    [
+        ("bert", False, "mean"),
+        ("bert", False, "doc"),
+        ("modern", False, "last"),
+        ("canine", False, "doc"),
+        ("ablations", False, "mean"),
+        ("ablations", True, "mean"),
+        ("ablations", True, "doc"),
+        ("subword", True, "mean"),
+    ],
 )
-def test_a_classifier(kind, wide, case):
+def test_a_classifier(kind, wide, pooling, case):
     run = run_of(kind, CASES[case], "classify")
-    config = replace(run.config, wide=wide)
+    config = replace(run.config, wide=wide, pooling=pooling)
     if mixing := config.model.ablation.mixing:  # so many that they matter
         ablation = replace(config.model.ablation, mixing=100 * mixing)
         config = replace(config, model=replace(config.model, ablation=ablation))

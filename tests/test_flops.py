@@ -41,13 +41,13 @@ KINDS = {
 }
 
 
-def shape(kind: str, objective: str | None = None) -> ModelConfig:
+def shape(kind: str, objective: str | None = None, pooling: str = "mean") -> ModelConfig:
     model = KINDS[kind]
     model = resolved(ModelSettings(**vars(model) | {"width": 64, "layers": 3}), V)
     objective = objective or ("clm" if model.backbone == "decoder" else "mlm")
     symbols = Symbols(497, 498, 499, 500) if model.input == "subword" else None
     labels = ["a", "b", "c"] if objective == "classify" else None
-    pooling = "mean" if labels else "none"
+    pooling = pooling if labels else "none"
     return ModelConfig(160, V, objective, model, pooling, labels, symbols=symbols)
 
 
@@ -111,9 +111,10 @@ def test_the_formula_counts_what_torch_counts(kind):
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("pooling", ["doc", "mean"])
 @pytest.mark.parametrize("kind", ["modern", "canine"])
-def test_the_classifier_counts_its_segments(kind):
-    config = shape(kind, "classify")
+def test_the_classifier_counts_its_segments(kind, pooling):
+    config = shape(kind, "classify", pooling)
     assert counted(config, None) == pytest.approx(flops.step_flops(config, LENGTHS), rel=1e-6)
 
 
@@ -155,10 +156,11 @@ def test_windows_and_global_blocks():
 def test_bert_base_by_hand():
     # 12 layers of 12 w² each; 12 * 12 * 768 * 512 more for the pairs of a row.
     config = ModelConfig(512, 12, "mlm", resolved(ModelSettings(width=768, layers=12), 12))
-    by_hand = 1024 * (6 * 12 * 12 * 768**2 + 12 * 12 * 768 * 512)
+    # The last layer has 3 w² for each row, and 9 w² more for those that predict.
+    by_hand = 1024 * (6 * (11 * 12 + 3) * 768**2 + 12 * 12 * 768 * 512)
     assert flops.step_flops(config, [512, 512]) == by_hand
     head = flops.step_flops(config, [512, 512], 150) - by_hand
-    assert head == 6 * 150 * 768 * (768 + 256)
+    assert head == 6 * 150 * 768 * (9 * 768 + 768 + 256)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,25 @@ def test_a_document_is_the_same_packed_and_alone(variant):
         torch.testing.assert_close(found[name], grad, msg=name)
 
 
+@pytest.mark.parametrize("memory", ["whole", "recomputed in tiles"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_that_the_last_block_leaves_out_change_nothing(variant, memory):
+    """Outputs and gradients are those of a model that finishes all rows."""
+    tiles = MemorySettings(checkpoint_every=1, tile_rows=4) if memory != "whole" else None
+    model = build(config(**VARIANTS[variant]), tiles).double()
+    together = batch(1, 3, 7, 12)
+    rows = together.rows_TV, together.position_T, together.segments
+    select_M = torch.tensor([0, 2, 3, 5, 10, 11, 12, 20])
+    whole_MW, found_MW = model.encoder(*rows)[select_M], model.encoder(*rows, select_M)
+    torch.testing.assert_close(found_MW, whole_MW)
+    weights = torch.rand_like(whole_MW)
+    expected = gradients(model, (whole_MW * weights).sum())
+    found = gradients(model, (found_MW * weights).sum())
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, msg=name)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_gradient_flows_where_none_may(variant):
     """Row by row: which inputs an output depends on."""
@@ -149,8 +168,13 @@ def test_a_classified_document_is_the_same_packed_and_alone(variant, pooling):
         return
     model = build(dataclasses.replace(shape, pooling=pooling)).eval()
     together = batch(3, 5, 8)
-    logits = model(together.rows_TV, together.position_T, together.segments)
+    rows = together.rows_TV, together.position_T, together.segments
+    logits = model(*rows)
     assert logits.shape == (3, 3)
+    row_S = {"doc": [0, 3, 8], "last": [2, 7, 15]}.get(pooling)
+    if row_S:  # all rows finished, then one of each document taken
+        x_SW = torch.tanh(model.head.dense(model.encoder(*rows)[row_S]))
+        torch.testing.assert_close(logits, model.head.labels(x_SW))
     for number in range(3):
         one = alone(together, number)
         expected = model(one.rows_TV, one.position_T, one.segments)

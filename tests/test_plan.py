@@ -96,7 +96,8 @@ def test_the_table_of_the_recipes_is_that_of_the_plans():
     alone = elemdist("plan", "configs/large.yaml", *gpus, "--v", "16").stdout
     assert f"time: {time} for {steps} steps" in alone
     whole = next(line for line in alone.splitlines() if line.endswith(" of 80: fits"))
-    assert memory == f"{float(whole.split()[1]):.1f}"
+    # One has a decimal, the other two: both are rounded.
+    assert float(memory) == pytest.approx(float(whole.split()[1]), abs=0.0501)
 
 
 def test_a_recipe_is_told_by_part():
@@ -120,10 +121,11 @@ def test_a_run_is_told_from_batch_to_hours(planned):
     assert parts["optimizer"] == pytest.approx(12 * 86_060_800 / 32 / 1e9, abs=0.01)
     whole = parts.pop("all")
     assert whole == pytest.approx(sum(parts.values()), abs=0.05)
-    # By hand: 6 a parameter of the blocks and byte row, and attention; the head for 15 % of them.
+    # By hand: 6 a parameter of the blocks and byte row, and attention; the head for 15 % of them,
+    # as what comes behind the last block's queries, keys and values.
     rows, width = 256 * 512, 768
-    flops = rows * (6 * 12 * 12 * width**2 + 12 * 12 * width * 512)
-    flops += 0.15 * rows * 6 * width * (width + 256)
+    flops = rows * (6 * (11 * 12 + 3) * width**2 + 12 * 12 * width * 512)
+    flops += 0.15 * rows * 6 * width * (9 * width + width + 256)
     assert f"work: {flops:.3g} FLOPs a step, {flops / rows / 12:.3g} a byte" in out
     hours = 100_000 * flops / (0.5 * 989e12 * 32) / 3600
     told = f"{hours:.3g} hours" if hours >= 1 else f"{hours * 60:.3g} minutes"

@@ -4,8 +4,8 @@
 
 fp32 on a CPU: forward, backward, AdamW; dropout 0.1, none of attention's weights. Choosing what to
 mask is part of our step, BERT's tokens are masked already. BERT scores all its positions, as
-transformers does, ours those that carry loss. Peak memory is that of three steps in a process of
-its own, less what that had before the model was made.
+transformers does; ours finishes the last block for those that carry loss, and scores them. Peak
+memory is that of three steps in a process of its own, less what that had before the model was made.
 
 a: BERT of 4 layers x 512, n = 512.      b: BERT-base, 12 layers x 768, n = 128.
 c: documents of mixed length, unpadded and padded.     d: the same text, a position per byte.
