@@ -28,6 +28,32 @@ def everything_ended(cluster: Cluster) -> None:
         assert cluster.shared_memory(node) == []
 
 
+# The longest one comes first: the last tests decide how long a cluster waits for the others.
+def test_a_job_that_ends_while_it_saves_before_its_time_limit_comes_back_unless_cancelled(
+    cluster, packed, tmp_path
+):
+    one = Run(cluster, packed, tmp_path / "run", tmp_path)
+    one.launch(*ONE, "--slurm.time", "2:00", "--slurm.save-s", "60")
+    one.wait_for_figures(1)
+    with one.standing_still():
+        over = f"JOB {one.job()} ON n1 CANCELLED AT"
+        wait_until(lambda: over in one.log(), "the time limit", 240)
+    assert "DUE TO TIME LIMIT" in one.log()
+    wait_until(lambda: "back into the queue" in one.log(), "the requeue", 60, one.log)
+    wait_until(lambda: numbers(one.run) == [1, 2], "another attempt", 120, one.log)
+    wait_until(lambda: one.ranks("n1"), "its rank", 60, one.log)
+    with one.standing_still():
+        cluster.ask("scancel", "--batch", "--signal=USR2", one.job())
+        stopped = Attempt(one.run, 2).folder / "stop"
+        wait_until(stopped.exists, "the signal before the time limit", 60)
+        cluster.ask("scancel", one.job())
+    cluster.wait_until_empty(60)
+    assert "stopped: the job was cancelled (scancel); " in one.log()
+    ends = [Attempt(one.run, number).read("end")["asked"] for number in numbers(one.run)]
+    assert ends == ["the time limit of the job"] * 2
+    everything_ended(cluster)
+
+
 def test_a_sweep_is_an_array_whose_runs_end_each_for_itself(cluster, packed, tmp_path):
     sweep, runs = tmp_path / "sweep.yaml", tmp_path / "the runs"
     sweep.write_text("- {seed: 1}\n- {seed: 2, steps: 100000}\n- {seed: 3, data: {train: /none}}\n")
@@ -131,31 +157,6 @@ def test_a_job_that_may_not_be_requeued_ends_at_once_with_its_checkpoint(cluster
     end = read_end(run)
     assert end["state"] == "stopped"
     assert end["step"] == newest_step(run) > 0
-    everything_ended(cluster)
-
-
-def test_a_job_that_ends_while_it_saves_before_its_time_limit_comes_back_unless_cancelled(
-    cluster, packed, tmp_path
-):
-    one = Run(cluster, packed, tmp_path / "run", tmp_path)
-    one.launch(*ONE, "--slurm.time", "2:00", "--slurm.save-s", "60")
-    one.wait_for_figures(1)
-    with one.standing_still():
-        over = f"JOB {one.job()} ON n1 CANCELLED AT"
-        wait_until(lambda: over in one.log(), "the time limit", 240)
-    assert "DUE TO TIME LIMIT" in one.log()
-    wait_until(lambda: "back into the queue" in one.log(), "the requeue", 60, one.log)
-    wait_until(lambda: numbers(one.run) == [1, 2], "another attempt", 120, one.log)
-    wait_until(lambda: one.ranks("n1"), "its rank", 60, one.log)
-    with one.standing_still():
-        cluster.ask("scancel", "--batch", "--signal=USR2", one.job())
-        stopped = Attempt(one.run, 2).folder / "stop"
-        wait_until(stopped.exists, "the signal before the time limit", 60)
-        cluster.ask("scancel", one.job())
-    cluster.wait_until_empty(60)
-    assert "stopped: the job was cancelled (scancel); " in one.log()
-    ends = [Attempt(one.run, number).read("end")["asked"] for number in numbers(one.run)]
-    assert ends == ["the time limit of the job"] * 2
     everything_ended(cluster)
 
 
