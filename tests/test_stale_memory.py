@@ -69,9 +69,9 @@ def test_only_what_a_killed_run_left_is_removed(started, folder):
     killed, stale = started("mapped", folder)
     before = objects(kept)
     assert len(before) >= 7
-    kill_all(killed)
     assert f"{stale:06}_barrier" in objects(stale)
     assert f"{stale:06}_elemdist" in objects(stale)
+    kill_all(killed)
     mapped = MappedDataset(local=folder, **OPTIONS)
     assert len(list(mapped)) == 70
     assert objects(kept) == before
@@ -90,9 +90,15 @@ def test_a_run_whose_worker_lives_is_living(started, folder):
     assert not [name for name in stale_memory.remove_stale() if name.startswith(f"{number:06}")]
     assert objects(number) == before
     kill_all(process)
-    # The kernel ends a process a moment after it was told to.
-    wait_until(lambda: f"{number:06}_locals" in stale_memory.remove_stale(), "stale memory", 5)
-    assert objects(number) == {}
+    # The kernel ends a process a moment after it was told to. Any run on this machine may remove
+    # what it left: those of tests beside this one do.
+    wait_until(lambda: removed(number), "stale memory", 5)
+
+
+def removed(number: int) -> bool:
+    """Whether a run's objects are gone, by this process or any other."""
+    stale_memory.remove_stale()
+    return not objects(number)
 
 
 def command_of(pid: str) -> bytes:
