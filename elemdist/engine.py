@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from elemdist.errors import AgreedError, UserError
 from elemdist.guard import GuardedAdamW
 from elemdist.heads import Scored
 from elemdist.model import Model, parameter_groups
+from elemdist.ports import free_port
 
 Result = TypeVar("Result")
 
@@ -44,13 +44,6 @@ class Ranks:
     def first(self) -> bool:
         """Whether this is the rank that speaks for all."""
         return self.rank == 0
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +30,7 @@ from elemdist.errors import (
     EXIT_STOPPED,
     EXIT_USER_ERROR,
 )
+from elemdist.ports import free_port
 from elemdist.stop import die_with_parent
 from elemdist.watchdog import LAUNCHER
 
@@ -53,16 +52,6 @@ def count_gpus() -> int:
     if visible is None:
         return len(devices)
     return min(len(devices), len([word for word in visible.split(",") if word.strip()]))
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that is free now. It is below those that the system
-    gives to outgoing connections, one of which could take it before rank 0 listens."""
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError("none of a hundred ports of the loopback interface is free")
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:

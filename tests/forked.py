@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from launcher.local import free_port
+from elemdist.ports import free_port
 from tests.forkserver import rank_process
 
 

@@ -17,7 +17,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from launcher.local import free_port, rank_environment
+from elemdist.ports import free_port
+from launcher.local import rank_environment
 
 CONTEXT = multiprocessing.get_context("forkserver")
 IMPORTS = [

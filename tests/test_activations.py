@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 from elemdist.model import Model
 from elemdist.model_settings import ModelSettings
+from elemdist.ports import free_port
 from elemdist.run_settings import MemorySettings
 from elemdist.sequence_parallel import Share, open_groups
 from launcher.activations import Pass, kept_bytes, largest_temporary
-from launcher.local import free_port
 from tests.test_flops import KINDS, element_type, rows_of, shape
 
 

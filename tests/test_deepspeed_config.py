@@ -20,7 +20,8 @@ from elemdist.deepspeed_config import (
 from elemdist.deepspeed_import import import_deepspeed
 from elemdist.engine import Ranks
 from elemdist.errors import UserError
-from launcher.local import free_port, rank_environment
+from elemdist.ports import free_port
+from launcher.local import rank_environment
 from tests.conftest import TINY, run_command
 
 PLAN = BatchPlan(global_samples=64, groups=2, sequence_parallel=1, passes=8)

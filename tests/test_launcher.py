@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from elemdist.errors import EXIT_LOST, EXIT_NOT_SAVED, EXIT_STALLED, EXIT_STOPPED
-from launcher.local import free_port, start_ranks
+from elemdist.ports import free_port
+from launcher.local import start_ranks
 from tests.conftest import REPOSITORY, wait_until
 
 FAULTY = REPOSITORY / "tests" / "faulty_ranks.py"

@@ -20,9 +20,9 @@ from elemdist.config import TrainSettings
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, resolved
 from elemdist.model_settings import ModelSettings
+from elemdist.ports import free_port
 from elemdist.run_settings import ZeroSettings
 from launcher import memory_plan
-from launcher.local import free_port
 from launcher.memory_plan import Case
 
 RANKS, ROWS = 2, 8

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from elemdist.errors import EXIT_LOST
+from elemdist.ports import free_port
 from elemdist.stop import StopRequest, lost_contact, read_end, write_end
-from launcher.local import free_port
 from tests import faulty_ranks
 from tests.conftest import run_command
 from tests.forkserver import rank_process

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import stat
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from elemdist.ports import free_ports
 from tests.conftest import ELEMDIST, REPOSITORY, run_command, wait_until
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "nsenter")
@@ -216,14 +216,3 @@ class Cluster:
                 process.kill()
                 process.wait()
         subprocess.run(["umount", "--lazy", self.small], check=False)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens at."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from elemdist.attempts import Attempt, numbers
+from elemdist.ports import free_port
 from elemdist.stop import read_end
 from launcher.progress import newest_step
-from tests.cluster.cluster import NODES, Cluster, free_ports
+from tests.cluster.cluster import NODES, Cluster
 from tests.cluster.launched import ONE_EACH, Run, wait_for_figures
 from tests.conftest import REPOSITORY, TINY, expect_user_error, wait_until
 
@@ -269,7 +270,7 @@ def test_what_the_cluster_cannot_run_is_one_line(words, messages, cluster, packe
 
 def test_a_cluster_that_does_not_answer_is_one_line(cluster, packed, tmp_path):
     other = tmp_path / "slurm.conf"
-    port = f"SlurmctldPort={free_ports(1)[0]}"
+    port = f"SlurmctldPort={free_port()}"
     other.write_text(re.sub(r"SlurmctldPort=\d+", port, cluster.configuration.read_text()))
     run = [*TINY, *ONE, "--data.train", packed / "train", "--run-dir", tmp_path / "run"]
     done = cluster.command("elemdist", "launch", *run, SLURM_CONF=str(other))
