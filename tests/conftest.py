@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import os
@@ -152,7 +153,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def streaming_alone() -> Iterator[None]:
+    """No other such test runs on this machine meanwhile. Runs with a StreamingDataset that begin at
+    once can fail: streaming looks which number of shared memory is free, and takes it later."""
+    with Path(tempfile.gettempdir(), f"elemdist-streaming-{os.getuid()}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def own_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming_alone: None
+) -> Iterator[None]:
     """Lock files and caches of a test's runs stay its own; the shared memory is the machine's."""
     monkeypatch.setenv("ELEMDIST_CACHE", str(tmp_path / "cache"))
     # Not in tmp_path, which is too long for the sockets of a DataLoader's worker.

@@ -63,6 +63,7 @@ def test_no_more_is_unpacked_than_was_allowed(name):
     tracemalloc.stop()
 
 
+@pytest.mark.usefixtures("streaming_alone")
 @pytest.mark.parametrize("name", ["br", "bz2", "gz", "snappy", "zstd"])
 def test_stock_streaming_reads_a_set_that_we_compressed(name, tmp_path):
     """Each shard of a set packed anew by us, the index told so."""

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import pickle
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from elemdist.errors import UserError
+from elemdist.ports import free_port
 from elemdist.streaming_dataset import MappedDataset, streaming
 from tests.conftest import REPOSITORY
 from tests.shard_sets import make_set
@@ -93,11 +93,8 @@ def test_a_new_epoch_ends_the_one_before(folder):
 
 def run_ranks(folder: str, state: Path) -> list[dict]:
     """Two processes as the two ranks of a machine; what each found."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": str(port), "PYTHONPATH": str(REPOSITORY)}
+    common |= {"MASTER_PORT": str(free_port()), "PYTHONPATH": str(REPOSITORY)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.streaming_process", "ranks", folder, str(state)],

@@ -191,6 +191,7 @@ def test_duplicates(tmp_path: Path) -> None:
         assert manifest["counts"]["duplicate_bytes"] == sizes
 
 
+@pytest.mark.usefixtures("streaming_alone")
 @pytest.mark.parametrize("compression", ["zstd:7", "gz", "bz2", "br:5", "snappy"])
 def test_compressed_shards(
     compression: str, wanted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

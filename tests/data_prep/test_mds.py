@@ -64,6 +64,7 @@ def test_same_bytes_as_streaming(labels: int, tmp_path: Path, streaming: Any) ->
     assert len(set(sizes)) == 1
 
 
+@pytest.mark.usefixtures("streaming_alone")
 def test_streaming_dataset_reads_the_same_rows(tmp_path: Path, streaming: Any) -> None:
     labels = 11
     block = samples_of(50, labels)

@@ -89,6 +89,7 @@ def objects(prefix: str) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.usefixtures("streaming_alone")
 def test_write_kill_resume_read(store: str, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "made.jsonl", 15_000)
     local = tmp_path / "set"
