@@ -245,6 +245,7 @@ def is_mapped(path: Path) -> bool:
     return False
 
 
+@pytest.mark.usefixtures("streaming_alone")  # what those tests kill leaves some, too
 def test_nothing_is_left_behind(runs):
     """No process, no shared memory, no port: what a killed rank leaves, and those around it."""
     before = set(Path("/dev/shm").iterdir())
@@ -254,7 +255,7 @@ def test_nothing_is_left_behind(runs):
     training.codes()
     assert all(not process.is_alive() for process in training.processes)
     left = set(Path("/dev/shm").iterdir()) - before
-    # streaming's, as tests beside this one make and kill, are for the next run to remove.
+    # streaming's are for its next run to remove.
     left = {path for path in left if not PATTERN.fullmatch(path.name)}
     assert not [path for path in left if not is_mapped(path)], "nobody's"
     with socket.socket() as probe:
