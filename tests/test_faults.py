@@ -29,7 +29,6 @@ from elemdist.errors import (
     EXIT_STOPPED,
     EXIT_USER_ERROR,
 )
-from elemdist.stale_memory import PATTERN
 from elemdist.stop import read_end
 from tests.conftest import metrics, wait_until
 from tests.disturbed_runs import STEPS, Runs, finished, options
@@ -236,11 +235,13 @@ def test_a_checkpoint_of_somebody_else_executes_nothing(name, runs, tmp_path):
     assert target.exists(), "the poison does not work, so this test shows nothing"
 
 
-def is_mapped(path: Path) -> bool:
-    """Whether a living process has a file in its memory, as one of another test."""
-    for maps in Path("/proc").glob("[0-9]*/maps"):
+def is_used(path: Path) -> bool:
+    """Whether a living process, as one of another test, has a file in its memory, or open."""
+    for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if f" {path}\n" in maps.read_text():
+            if f" {path}\n" in (process / "maps").read_text():
+                return True
+            if any(one.readlink() == path for one in (process / "fd").iterdir()):
                 return True
     return False
 
@@ -255,9 +256,7 @@ def test_nothing_is_left_behind(runs):
     training.codes()
     assert all(not process.is_alive() for process in training.processes)
     left = set(Path("/dev/shm").iterdir()) - before
-    # streaming's are for its next run to remove.
-    left = {path for path in left if not PATTERN.fullmatch(path.name)}
-    assert not [path for path in left if not is_mapped(path)], "nobody's"
+    assert not [path for path in left if not is_used(path)], "nobody's"
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", training.port)) != 0
 
