@@ -2,8 +2,9 @@
 
 python launcher/node_check.py FOLDER RUN_DIR GROUPS REDUCE PATIENCE_S
 
-Each task writes FOLDER/NODE.TASK.json: a node that hangs is known by its silence. Then the nodes of
-a group meet, and with REDUCE = 1 they add up a tensor, for so many seconds at most. GROUPS is JSON,
+Each task writes FOLDER/NODE.TASK.json: a node that hangs is known by its silence, and one that
+cannot write there prints its report instead. Then the nodes of a group meet, and with REDUCE = 1
+they add up a tensor, for so many seconds at most. GROUPS is JSON,
 [{"nodes": [names], "address": of the first one, "port": where it listens}].
 """
 
@@ -142,7 +143,7 @@ def look(node: str, run_dir: Path) -> Report:
     try:
         found |= write_test(run_dir) if os.environ["SLURM_LOCALID"] == "0" else {}
     except OSError as error:
-        found["problem"] = f"the run folder cannot be written: {one_line(error)}"
+        found["problem"] = unwritable(error)
     return found
 
 
@@ -183,6 +184,11 @@ def come_together(
     return {}
 
 
+def unwritable(error: OSError) -> str:
+    """What is wrong with a run folder in which this happened."""
+    return f"the run folder cannot be written: {one_line(error)}"
+
+
 def one_line(error: Exception) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -203,8 +209,12 @@ def main(folder: str, run_dir: str, groups: str, reduce: str, patience_s: str) -
     def save(more: Report) -> None:
         name = f"{node}.{os.environ['SLURM_LOCALID']}.json"
         part = Path(folder) / f".{name}.part"
-        part.write_text(json.dumps(found | more))
-        part.replace(Path(folder) / name)
+        try:
+            part.write_text(json.dumps(found | more))
+            part.replace(Path(folder) / name)
+        except OSError as error:  # also where another node's test fills the disk just now
+            # Without the GPUs: srun may tear apart lines of more than 1,024 bytes.
+            print(json.dumps({"problem": unwritable(error)} | found | {"gpus": []}), flush=True)
 
     save(come_together(node, group, reduce == "1", float(patience_s), save))
     os._exit(0)  # what a broken driver left running does not keep it

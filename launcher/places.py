@@ -233,10 +233,11 @@ class InJob(Here):
             slurm.call("scancel", *waiting)
 
 
-def start_srun(words: list[str], environment: dict[str, str]) -> Process:
-    """Starts srun in a session of its own, so that Ctrl-C reaches the launcher alone."""
+def start_srun(words: list[str], environment: dict[str, str], stdout: int | None = None) -> Process:
+    """Starts srun in a session of its own, so that Ctrl-C reaches the launcher alone. `stdout`: a
+    file's number, None for that of this process."""
     return subprocess.Popen(
-        words, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+        words, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, start_new_session=True
     )
 
 

@@ -13,7 +13,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +65,28 @@ def ask_nodes(
     ]  # fmt: skip
     words = [
         *place.step_words(nodes, settings.per_node if settings.asks_for_gpus else 1),
-        "--kill-on-bad-exit=0", "--output=none",
+        "--kill-on-bad-exit=0", "--error=none",
         *in_container(settings, place.run_dir, check),
     ]  # fmt: skip
-    process = start_srun(words, step_environment() | variables(settings))
-    try:
-        process.wait(START_S + 3 * settings.preflight_s)
-    except subprocess.TimeoutExpired:
-        end_srun(process)
+    with os.fdopen(os.memfd_create("reports"), "w+b") as printed:  # no disk, no pipe to read from
+        process = start_srun(words, step_environment() | variables(settings), printed.fileno())
+        try:
+            process.wait(START_S + 3 * settings.preflight_s)
+        except subprocess.TimeoutExpired:
+            end_srun(process)
+        printed.seek(0)
+        texts = [path.read_bytes() for path in sorted(folder.glob("*.json"))]
+        return by_node([*texts, *printed])
+
+
+def by_node(texts: Iterable[bytes]) -> dict[str, Report]:
+    """The reports of all tasks as one of each node."""
     found: dict[str, Report] = {}
-    for path in sorted(folder.glob("*.json")):
-        report = json.loads(path.read_text())
-        node = found.setdefault(report["node"], report)
-        node |= {key: report[key] for key in ("problem", "apart") if key in report}
+    for text in texts:
+        with suppress(ValueError, TypeError, KeyError):  # what else a container prints
+            report = json.loads(text)
+            node = found.setdefault(report["node"], report)
+            node |= {key: report[key] for key in ("problem", "apart") if key in report}
     return found
 
 

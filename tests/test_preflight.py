@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
+from elemdist.ports import free_port
 from launcher.blame import to_blame
-from launcher.preflight import problems, report_lines, summary
+from launcher.preflight import SCRIPT, by_node, problems, report_lines, summary
+from tests.conftest import run_command
 
 NODES = ["n1", "n2", "n3"]
 
@@ -32,6 +35,24 @@ def gpu(index: int, **more: str) -> dict[str, str]:
 
 def test_nodes_that_are_alike_are_fit():
     assert problems({node: answer(node) for node in NODES}, NODES, 2) == {}
+
+
+@pytest.mark.parametrize("run_folder", ["there", "missing"])
+def test_a_node_that_cannot_write_its_report_prints_it(run_folder, tmp_path):
+    """As on a full disk, or where a file system is mounted on other nodes only."""
+    (tmp_path / "there").mkdir()
+    group = json.dumps([{"nodes": ["n2"], "address": "127.0.0.1", "port": free_port()}])
+    words = [tmp_path / "no-folder", tmp_path / run_folder, group, "0", "5"]
+    task = {"SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}
+    done = run_command(sys.executable, SCRIPT, *words, SLURMD_NODENAME="n2", **task)
+    assert done.returncode == 0, done.stderr
+    printed = ["what a container says\n", '"and"\n', "2\n", *done.stdout.splitlines()]
+    found = by_node([json.dumps(answer("n1")).encode(), *(line.encode() for line in printed)])
+    assert sorted(found) == ["n1", "n2"]
+    assert found["n2"]["versions"]
+    assert found["n2"]["problem"].startswith("the run folder cannot be written: [Errno 2] ")
+    path = "write-test" if run_folder == "missing" else "n2.0.json"
+    assert path in found["n2"]["problem"]
 
 
 @pytest.mark.parametrize(
