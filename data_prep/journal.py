@@ -21,6 +21,7 @@ from data_prep.mds import stored
 from data_prep.plan import Done, Job, Plan, SetPart
 from data_prep.store import LocalStore, Store
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 
 DAMAGED = (LookupError, TypeError, AttributeError)  # what JSON of another shape ends in
 STDIN_COPY = f"{STATE}/stdin"
@@ -144,7 +145,7 @@ class Journal:
         if hashes is not None:
             self.store.write(hashes_name(item), hashes, flush=True)
         name = f"{STATE}/scan/{item:08d}.json"
-        self.store.write(name, json.dumps(found).encode(), flush=True)
+        self.store.write(name, json_text(found).encode(), flush=True)
 
     def read_done(self, item: int) -> Done | None:
         """The entry of a converted item; None if it is still to be done."""
@@ -170,7 +171,7 @@ class Journal:
             for folder, part in done.sets.items()
         }
         kept = {"item": done.item, "digests": done.digests, "sets": sets, "rejects": done.rejects}
-        self.store.write(name, json.dumps(kept).encode(), flush=True)
+        self.store.write(name, json_text(kept).encode(), flush=True)
 
     def drop_done(self, item: int) -> None:
         """Forgets that an item was converted."""
@@ -193,7 +194,7 @@ class Journal:
 
     def keep(self, name: str, content: Any) -> None:
         """Keeps something for the other parts, as JSON."""
-        self.store.write(f"{STATE}/{name}", json.dumps(content).encode())
+        self.store.write(f"{STATE}/{name}", json_text(content).encode())
 
     def kept(self, name: str) -> Any:
         """What was kept; None for nothing."""

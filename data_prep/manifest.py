@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import unicodedata
 from collections import Counter
@@ -18,6 +17,7 @@ from data_prep.segment import segmenter_versions
 from data_prep.settings import ShardSettings
 from data_prep.store import Store
 from elemdist import __version__
+from elemdist.json_text import json_text
 from elemdist.remote import public
 
 FORMAT, FORMAT_VERSION = "elemdist-shards", 1
@@ -112,5 +112,5 @@ def write_manifest(store: Store, manifest: dict[str, Any]) -> None:
     Raises:
         UserError: the disk is full, or the file cannot be written.
     """
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    store.write("manifest.json", text.encode("utf-8", "surrogatepass"), flush=True)
+    text = json_text(manifest, indent=1) + "\n"
+    store.write("manifest.json", text.encode(), flush=True)

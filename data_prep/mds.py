@@ -8,7 +8,6 @@ endian), the columns as JSON, then all samples as one contiguous C-ordered matri
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import xxhash
 from data_prep.store import Store
 from elemdist.compression import compress, extension
 from elemdist.errors import UserError, nearest
+from elemdist.json_text import json_text
 
 DEFAULT_HASH = "xxh3_128"
 XX_HASHES = ("xxh32", "xxh64", "xxh128", "xxh3_64", "xxh3_128")
@@ -107,7 +107,7 @@ class MdsWriter:
             "column_encodings": [encoding for _, encoding, _ in columns],
             "column_sizes": [size for _, _, size in columns],
         }
-        self._config_json = json.dumps(self._config, sort_keys=True).encode()
+        self._config_json = json_text(self._config, sort_keys=True).encode()
         self.shards: list[dict[str, Any]] = []
         self.sample_bytes = sum(size for _, _, size in columns)
         fixed = 8 + len(self._config_json)  # the count, the end of the last sample, the columns
@@ -164,5 +164,5 @@ def write_index(store: Store, shards: list[dict[str, Any]]) -> None:
     Raises:
         UserError: the disk is full, or the file cannot be written.
     """
-    text = json.dumps({"version": 2, "shards": shards}, sort_keys=True)
+    text = json_text({"version": 2, "shards": shards}, sort_keys=True)
     store.write("index.json", text.encode(), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +15,7 @@ from data_prep.progress import Progress
 from data_prep.settings import ShardSettings
 from data_prep.store import LocalStore, Store, open_store
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 from elemdist.remote import public
 
 JOURNAL, REJECTS = "journal.jsonl", "rejects.jsonl"
@@ -68,8 +68,8 @@ def merge(
             "labels": manifest["labels"],
         }
         lines = [header, *(_record(job, one, folder) for job, one in zip(jobs, done, strict=True))]
-        text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n"
-        place.write(JOURNAL, text.encode("utf-8", "surrogatepass"), flush=True)
+        text = "\n".join(json_text(line) for line in lines) + "\n"
+        place.write(JOURNAL, text.encode(), flush=True)
         write_manifest(place, manifest)
         manifests.append(manifest)
     for folder in journal.sets:

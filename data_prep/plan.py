@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from data_prep.documents import Part, Source
 from data_prep.settings import MIB, ShardSettings
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 
 PACKED_WEIGHT = 4  # text unpacks to about so many times its compressed size
 # What the shards do not depend on: a run can go on with other values of these.
@@ -119,13 +119,13 @@ class Plan:
             for item in items
             for part in item.parts
         ]
-        text = json.dumps([self.settings, self.sources, parts], sort_keys=True)
-        self.digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        text = json_text([self.settings, self.sources, parts], sort_keys=True)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def to_json(self) -> bytes:
         """The plan as it is kept."""
         content = {"settings": self.settings, "sources": self.sources, "digest": self.digest}
-        return json.dumps(content, indent=1).encode()
+        return json_text(content, indent=1).encode()
 
     def compare(self, kept: dict[str, Any], out: str) -> None:
         """Compares with what an earlier run kept.
@@ -156,5 +156,5 @@ class Plan:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = json_text(value)
     return text if len(text) < 60 else text[:57] + "..."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from data_prep.route import Router
 from data_prep.settings import MIB, ShardSettings
 from data_prep.store import open_store
 from elemdist.errors import nearest
+from elemdist.json_text import json_text
 
 Progress = Callable[[int], None]
 HELD_BYTES = 1 << 22  # of rejects in memory; more go to a temporary file
@@ -75,7 +75,7 @@ def convert(job: Job, settings: ShardSettings, progress: Progress) -> Done:
     with tempfile.SpooledTemporaryFile(HELD_BYTES) as rejects:
 
         def reject(record: dict[str, Any]) -> None:
-            rejects.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            rejects.write(json_text(record).encode() + b"\n")
 
         problems = Problems(settings.on_error == "skip", reject)
         for part in job.item.parts:

@@ -26,6 +26,7 @@ from typing import Any
 
 from elemdist.atomic import write_atomically
 from elemdist.errors import Superseded, UserError
+from elemdist.json_text import json_text
 
 VARIABLE = "ELEMDIST_ATTEMPT"  # in the environment of the ranks: the number their launcher took
 STOP_CHECK_S = 0.5  # a shared file system is not asked more often than this
@@ -179,7 +180,7 @@ class Attempt:
     def write(self, name: str, facts: dict[str, Any]) -> None:
         """Writes NAME.json, with the time."""
         write_atomically(
-            self.folder / f"{name}.json", json.dumps({"time_s": time.time()} | facts) + "\n"
+            self.folder / f"{name}.json", json_text({"time_s": time.time()} | facts) + "\n"
         )
 
     def read(self, name: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ flattened parameter from `FIRST` on. Kinds: ``exp_avg`` and ``exp_avg_sq``, Adam
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -58,7 +58,7 @@ def header(layout: Layout) -> bytes:
         end = place + prod(shape) * dtype.itemsize
         entries[name] = {"dtype": TYPES[dtype], "shape": shape, "data_offsets": [place, end]}
         place = end
-    text = json.dumps(entries).encode()
+    text = json_text(entries).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

@@ -38,6 +38,7 @@ from elemdist.checkpoint_files import (
 from elemdist.checkpoint_parts import TensorFile, write_tensors
 from elemdist.engine import Ranks
 from elemdist.errors import Superseded
+from elemdist.json_text import json_text
 
 SHORTEST_POLL_S, LONGEST_POLL_S = 0.0002, 0.02
 # A rank that dies closes its connections; this is for those that wait for a slow disk.
@@ -115,13 +116,13 @@ class Writer:
             "settings": settings,
             "state": state,
         }
-        manifest = json.loads(json.dumps(manifest))  # as it is now: the run goes on with its own
+        manifest = json.loads(json_text(manifest))  # as it is now: the run goes on with its own
         rank, world_size = self.ranks.rank, self.ranks.world_size
         files = [
             checkpoint_state.state_file(engine, rank, world_size),
             checkpoint_state.weights_file(engine, rank),
         ]
-        config = json.dumps(engine.module.config.to_json(), indent=2)
+        config = json_text(engine.module.config.to_json(), indent=2)
         if not self.background:
             return self._write(files, config, manifest)
         copies = [in_memory(file) for file in files]
@@ -178,7 +179,7 @@ class Writer:
         config = temporary / "config.json"
         sync_file(config)
         manifest["files"][config.name] = [config.stat().st_size, digest(config)]
-        write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2))
+        write_atomically(temporary / "manifest.json", json_text(manifest, indent=2))
         sync_folder(temporary / "state")
         self._may_write()
         place = self.folder / temporary.name.removeprefix(".writing-")
@@ -226,7 +227,7 @@ class Writer:
 
     def _gather(self, mine: Any) -> list[Any]:
         """`mine`, JSON, of all ranks, through the writer's own group."""
-        data = torch.frombuffer(bytearray(json.dumps(mine).encode()), dtype=torch.uint8)
+        data = torch.frombuffer(bytearray(json_text(mine).encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.ranks.world_size)]
         self._wait(dist.all_gather(sizes, torch.tensor([len(data)]), self.group, async_op=True))
         longest = max(int(size) for size in sizes)

@@ -18,6 +18,7 @@ import jsonargparse
 import yaml
 
 from elemdist.errors import UserError, nearest
+from elemdist.json_text import json_text
 
 Settings = TypeVar("Settings")
 
@@ -114,7 +115,7 @@ def flatten(tree: Any, known: dict[str, Any], place: str) -> dict[str, str]:
         for name, value in node.items():
             key = f"{prefix}{name}".replace("-", "_")
             if key in known:
-                values[key] = value if isinstance(value, str) else json.dumps(value)
+                values[key] = value if isinstance(value, str) else json_text(value)
             elif any(other.startswith(key + ".") for other in known):
                 walk(value, key + ".")
             else:
@@ -159,7 +160,7 @@ def take_positional(
     if not positional:
         return [], {}
     if typing.get_origin(known[target]) is list:
-        return [], {target: json.dumps(positional)}
+        return [], {target: json_text(positional)}
     if len(positional) > 1:
         raise UserError(f"one {target} expected, got {' '.join(positional)}")
     return [], {target: positional[0]}
@@ -213,7 +214,7 @@ def read_items(kind: type, text: str, place: str) -> list[Any]:
         if missing := [key for key in required if key not in item]:
             raise UserError(f"{here}: {missing[0]} is missing")
         texts = {
-            key: value if isinstance(value, str) else json.dumps(value)
+            key: value if isinstance(value, str) else json_text(value)
             for key, value in item.items()
         }
         read.append(with_values(parser, texts, {key: f"{here}.{key}" for key in item}))

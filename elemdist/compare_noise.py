@@ -18,6 +18,7 @@ import numpy as np
 from elemdist.atomic import write_atomically
 from elemdist.compare_settings import CompareSettings, NoiseSettings
 from elemdist.compare_stages import Stages
+from elemdist.json_text import json_text
 from elemdist.robustness import asked
 from elemdist.robustness_settings import RobustnessSettings
 
@@ -51,15 +52,15 @@ def noise_points(
             threshold_L = figures[name][seed]["thresholds"]
             words: list[str | Path] = ["--text", text, "--out", file]
             words += ["--device", settings.device]
-            words += ["--kinds", json.dumps(noise.kinds), "--rates", json.dumps(noise.rates)]
-            words += ["--thresholds", json.dumps(threshold_L)]
+            words += ["--kinds", json_text(noise.kinds), "--rates", json_text(noise.rates)]
+            words += ["--thresholds", json_text(threshold_L)]
             run = stages.out / "runs" / name / f"seed-{seed}" / "train"
             log = stages.out / "logs" / f"noise-{name}-{seed}.log"
             stages.command(log, "robustness", run, *words)
         found = json.loads(file.read_text(encoding="utf-8"))["points"]
         points += [{**point, "run": name, "model_seed": seed} for point in found]
     tree = {"settings": dataclasses.asdict(noise), "points": points}
-    write_atomically(stages.out / DONE, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(stages.out / DONE, json_text(tree, indent=2) + "\n")
     return points
 
 

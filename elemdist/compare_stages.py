@@ -21,6 +21,7 @@ from elemdist.commandline import parse
 from elemdist.compare_settings import CompareSettings, Entry
 from elemdist.config import TrainSettings
 from elemdist.errors import EXIT_INTERRUPTED, EXIT_STOPPED
+from elemdist.json_text import json_text
 from elemdist.stop import die_with_parent, read_end
 
 TRIAL_STEPS = 40  # of which the first half only warms up
@@ -163,7 +164,7 @@ class Stages:
         """The data of a phase, for the command line of `elemdist train`."""
         if phase.name == "pretrain":
             sources = [{"path": str(path)} for path in self.text_shards(entry)]
-            return ["--data.mixture", json.dumps(sources)]
+            return ["--data.mixture", json_text(sources)]
         folder = self.shards(entry)
         # Nothing is chosen by these evaluations: they are for the curves.
         return ["--data.train", str(folder / "train"), "--data.eval", str(folder / "val")]
@@ -226,7 +227,7 @@ def as_words(values: dict[str, Any]) -> list[str]:
     """Settings by dotted key as words of a command line."""
     words = []
     for key, value in values.items():
-        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+        words += [f"--{key}", value if isinstance(value, str) else json_text(value)]
     return words
 
 
@@ -239,4 +240,4 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 def write_json(path: Path, value: Any) -> None:
     """Writes a file whole or not at all, and its folder first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, json_text(value, indent=2) + "\n")

@@ -6,7 +6,6 @@ hang on, is stated here, so that neither changes with the version that is instal
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from elemdist.deepspeed_import import import_deepspeed
 from elemdist.deepspeed_overrides import check_own_keys, overridden
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 from elemdist.run_settings import ZeroSettings
 
 if TYPE_CHECKING:  # the settings' own check calls the one below
@@ -118,7 +118,7 @@ def deepspeed_config(settings: TrainSettings, plan: BatchPlan, ranks: Ranks) -> 
 
 def config_text(config: dict[str, Any]) -> str:
     """A configuration as JSON, for a run folder or a terminal; DeepSpeed itself reads it, too."""
-    return json.dumps(config, indent=2) + "\n"
+    return json_text(config, indent=2) + "\n"
 
 
 def derived(settings: TrainSettings, plan: BatchPlan, device: torch.device) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 from elemdist import demo_corpus
 from elemdist.demo_corpus import PARTS, Corpus, Document
 from elemdist.errors import EXIT_USER_ERROR, UserError
+from elemdist.json_text import json_text
 
 MARKER = ".made-by-elemdist-demo"  # only a folder with it in it is ever removed
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "demo"
@@ -127,7 +128,7 @@ def collect(out: Path, story: Story) -> Corpus:
 
 def write_jsonl(path: Path, documents: list[Document], labels: list[str]) -> None:
     """Writes documents as JSON Lines, and says so."""
-    lines = [json.dumps(document.record(labels)) + "\n" for document in documents]
+    lines = [json_text(document.record(labels)) + "\n" for document in documents]
     path.write_text("".join(lines), encoding="utf-8")
     print(f"{path}: {len(lines):,} documents, {path.stat().st_size / 1e6:.1f} MB")
 

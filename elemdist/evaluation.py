@@ -8,7 +8,6 @@ into several samples counts once, by the mean of their logits.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -32,6 +31,7 @@ from elemdist.evaluate import (
 )
 from elemdist.geometry import check_geometry, label_columns
 from elemdist.inputs import open_reading
+from elemdist.json_text import json_text
 from elemdist.metrics import eval_line
 from elemdist.multilabel import by_frequency, calibration, multilabel_figures
 from elemdist.remote import public
@@ -106,7 +106,7 @@ def run(settings: EvalSettings) -> int:
         "data": public(settings.data),
         "objective": judge.config.objective,
     }
-    text = json.dumps({**facts, **figures}, indent=2)
+    text = json_text({**facts, **figures}, indent=2)
     if settings.out:
         write_result(settings.out, text + "\n")
         print(f"{eval_line(None, figures)}  {settings.out}")

@@ -13,7 +13,6 @@ slots apart becomes the dense matrix that it amounts to.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from elemdist.blocks import SlotProjection
 from elemdist.errors import UserError
 from elemdist.export_card import model_card
 from elemdist.export_settings import ExportSettings
+from elemdist.json_text import json_text
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
 
@@ -109,7 +109,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:
     """Writes JSON as transformers does."""
-    path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(tree, indent=2) + "\n", encoding="utf-8")
 
 
 def weights_of(model: Model) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ import torch
 
 from elemdist.attempts import Attempt
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 from elemdist.metric_writers import AppendedFile, Board, WandbRun, tell
 from elemdist.units import amount, duration
 
@@ -75,7 +76,7 @@ class Reporter:
         """A line of metrics.jsonl."""
         time_s = round(self.before_s + time.perf_counter() - self.start, 3)
         line = {"kind": kind, "step": step, "time_s": time_s, **figures}
-        self.lines.write((json.dumps(finite(line), allow_nan=False) + "\n").encode())
+        self.lines.write((json_text(line) + "\n").encode())
 
     def rewind(self, step: int) -> None:
         """Drops what was reported of later steps, which training will do again; time goes on."""
@@ -90,15 +91,6 @@ class Reporter:
         """Ends what has to be ended."""
         if self.wandb is not None:
             self.wandb.close()
-
-
-def finite(value: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON has not."""
-    if isinstance(value, dict):
-        return {key: finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def drop_after(path: Path, step: int) -> float:

@@ -8,7 +8,6 @@ that what has arrived is answered as soon as no more comes.
 
 from __future__ import annotations
 
-import json
 import queue
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 from elemdist.predict_settings import PredictSettings
 from elemdist.text_input import Document, documents, open_lines
 from elemdist.trained import CutSamples, TextClassifier
@@ -45,7 +45,7 @@ def run(settings: PredictSettings, cut: CutSamples) -> int:
         score_BL = model.scores([one.text for one in good], settings.micro_samples)
         for one, score_L in zip(good, score_BL, strict=True):
             told = answer(one, score_L, model.labels, at, settings)
-            print(json.dumps(told, ensure_ascii=False))
+            print(json_text(told))
         sys.stdout.flush()
         if stops:
             raise stops[0]

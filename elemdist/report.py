@@ -21,6 +21,7 @@ from elemdist.commandline import parse
 from elemdist.config import TrainSettings
 from elemdist.curves import PANELS, draw_panel, panel_curves, run_colour
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 from elemdist.plot import Metrics, read_metrics, run_names
 from elemdist.report_figures import comparison_part, figures_part
 from elemdist.report_settings import ReportSettings
@@ -153,7 +154,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """A value as text."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json_text(value)
 
 
 def settings_part(path: Path) -> Iterator[str]:

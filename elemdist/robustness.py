@@ -16,6 +16,7 @@ import numpy as np
 
 from elemdist.atomic import write_result
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 from elemdist.multilabel import multilabel_figures
 from elemdist.noise import noisy
 from elemdist.plot import check_out
@@ -148,7 +149,7 @@ def save(settings: RobustnessSettings, points: Points, unknown: dict[str, int]) 
     """Writes the points so far, if they are to be kept."""
     if settings.out:
         found = {"settings": same(settings), "unknown_labels": unknown, "points": points}
-        text = json.dumps(found, indent=2, ensure_ascii=False)
+        text = json_text(found, indent=2)
         write_result(settings.out, text + "\n")
 
 

@@ -12,7 +12,6 @@ RUN/checkpoints/        see elemdist/checkpoint.py
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 import subprocess
@@ -26,6 +25,7 @@ import yaml
 from elemdist.config import TrainSettings
 from elemdist.deepspeed_config import config_text
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 from elemdist.remote import public
 from elemdist.stop import read_end, write_end
 
@@ -78,7 +78,7 @@ def describe(
     text = yaml.safe_dump(public_settings(settings), sort_keys=False, allow_unicode=True)
     files = {
         "settings.yaml": text,
-        "environment.json": json.dumps({**environment(), **facts}, indent=2) + "\n",
+        "environment.json": json_text({**environment(), **facts}, indent=2) + "\n",
         "deepspeed.json": config_text(deepspeed),
     }
     try:

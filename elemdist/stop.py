@@ -27,6 +27,7 @@ from elemdist.errors import (
     EarlyEnd,
     UserError,
 )
+from elemdist.json_text import json_text
 
 State = Literal["running", "done", "stopped", "failed"]
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGQUIT)
@@ -85,7 +86,7 @@ def write_end(
     and in which attempt; rank 0 calls it. "running" at the start, so that a run that could not say
     more shows."""
     found = {"state": state, "step": step, "reason": reason, "code": code, "attempt": attempt}
-    write_atomically(Path(run_dir) / "end.json", json.dumps(found) + "\n")
+    write_atomically(Path(run_dir) / "end.json", json_text(found) + "\n")
 
 
 def read_end(run_dir: str | Path) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ Shows of the environment's variables $ELEMDIST_CACHE alone, so a report can be p
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -20,6 +19,7 @@ from typing import Any
 
 import elemdist
 from elemdist.compile_check import compile_obstacle
+from elemdist.json_text import json_text
 from elemdist.shard_cache import cache_folder
 from launcher.local import count_gpus
 from launcher.missing import missing
@@ -52,7 +52,7 @@ def run(settings: DoctorSettings) -> int:
 
         return check_job(Path(settings.run_dir), per_node=1)
     report = examine()
-    print(json.dumps(report, indent=2) if settings.json else as_text(report))
+    print(json_text(report, indent=2) if settings.json else as_text(report))
     return 1 if report["problems"] else 0
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from elemdist.attempts import Attempt
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 from elemdist.slurm_ranks import port_of
 from launcher.blame import to_blame
 from launcher.local import count_gpus
@@ -60,7 +61,7 @@ def ask_nodes(
         for index, group in enumerate(groups)
     ]
     check = [
-        sys.executable, str(SCRIPT), str(folder), str(place.run_dir), json.dumps(told),
+        sys.executable, str(SCRIPT), str(folder), str(place.run_dir), json_text(told),
         "1" if reduce else "0", str(settings.preflight_s),
     ]  # fmt: skip
     words = [
@@ -119,7 +120,7 @@ def apart(found: dict[str, Report]) -> dict[str, str]:
 
 def problems(found: dict[str, Report], nodes: list[str], gpus: int) -> dict[str, str]:
     """Node -> what is wrong with it, in a few words. `gpus`: of a node, 0 where none is needed."""
-    usual = Counter(json.dumps(report["versions"], sort_keys=True) for report in found.values())
+    usual = Counter(json_text(report["versions"], sort_keys=True) for report in found.values())
     clock_s = sorted(report["time_s"] for report in found.values())
     middle_s = clock_s[len(clock_s) // 2] if clock_s else 0.0
     checks: list[Callable[[Report], str | None]] = [

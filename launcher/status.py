@@ -6,7 +6,6 @@ forgotten the job.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from elemdist.attempts import Attempt, numbers
 from elemdist.commandline import parse
 from elemdist.config import TrainSettings
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 from elemdist.stop import read_end
 from elemdist.units import amount, duration
 from launcher import slurm
@@ -64,7 +64,7 @@ def run(argv: list[str], description: str | None) -> int:
     found = [status_of(run, queue) for run in run_folders(settings.runs or ["runs"])]
     if settings.json:
         for one in found:
-            print(json.dumps(asdict(one)))
+            print(json_text(asdict(one)))
         return 0
     print("\n".join(table(found)) if found else "no runs here; name their folder")
     return 0

@@ -26,6 +26,7 @@ from data_prep.mds import stored
 from data_prep.readers.mds_files import MdsFolder
 from data_prep.store import LocalStore, write_error
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 from elemdist.locks import lock
 from elemdist.remote import is_url, public
 
@@ -165,7 +166,7 @@ def merge(store: LocalStore, stage: str) -> None:
     new = json.loads(within.read("index.json"))["shards"]
     if within.size("first.json") is None:  # fixed once, so that names stay when it is done again
         first = 1 + max((item_of(entry) for entry in index["shards"]), default=-1)
-        within.write("first.json", json.dumps(first).encode(), flush=True)
+        within.write("first.json", json_text(first).encode(), flush=True)
     first = json.loads(within.read("first.json"))
     try:
         for entry in new:
@@ -183,11 +184,11 @@ def merge(store: LocalStore, stage: str) -> None:
     if manifest["counts"]["samples"] != samples:
         manifest = joined(manifest, more)
     journal = joined_journal(store, within, first)
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    text = json_text(manifest, indent=1) + "\n"
     if journal is not None:
         store.write(JOURNAL, journal, flush=True)
-    index_text = json.dumps(index, sort_keys=True)
-    within.write("manifest.next", text.encode("utf-8", "surrogatepass"), flush=True)
+    index_text = json_text(index, sort_keys=True)
+    within.write("manifest.next", text.encode(), flush=True)
     within.write("index.next", index_text.encode(), flush=True)
     # One right after the other: between the two the set cannot be opened.
     for name in ("manifest", "index"):
@@ -248,7 +249,7 @@ def joined_journal(store: LocalStore, within: LocalStore, first: int) -> bytes |
         record = json.loads(line)
         record["item"] += first
         record["shards"] = [renamed(name, first) for name in record["shards"]]
-        new.append(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        new.append(json_text(record).encode())
     if new and new[0] in lines:
         return None
     return b"\n".join([*lines, *new]) + b"\n"

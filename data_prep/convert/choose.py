@@ -14,6 +14,7 @@ import numpy as np
 
 from data_prep.readers.mds_files import MdsFolder
 from data_prep.readers.mds_rows import goes_on
+from elemdist.json_text import json_text
 from elemdist.rows import DOC
 
 COPY = "copy"
@@ -54,7 +55,7 @@ class Choice:
         """As the settings of a run keep it: "copy", and whatever is not the default."""
         default = asdict(Choice())
         own = {key: value for key, value in asdict(self).items() if value != default[key]}
-        return f"{COPY} {json.dumps(own, sort_keys=True)}" if own else COPY
+        return f"{COPY} {json_text(own, sort_keys=True)}" if own else COPY
 
     @staticmethod
     def of_text(text: str) -> Choice:

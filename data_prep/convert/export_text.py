@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from data_prep.readers.task import ReadTask
 from data_prep.settings import MIB, InputSettings, ShardSettings, check
 from data_prep.store import TEMPORARY, write_error
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 from elemdist.remote import is_url, public
 
 GROUP_BYTES = 32 * MIB  # of text in a row group of Parquet
@@ -150,7 +150,7 @@ def documents_of(
     """Text and labels of every document, in order."""
 
     def reject(record: dict[str, Any]) -> None:
-        print(json.dumps(record, ensure_ascii=False), file=sys.stderr)
+        print(json_text(record), file=sys.stderr)
 
     problems = Problems(settings.on_error == "skip", reject)
     for part in parts:

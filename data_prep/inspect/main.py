@@ -7,12 +7,12 @@ elemdist inspect corpus.jsonl.zst           text that is no shard set yet: advic
 from __future__ import annotations
 
 import io
-import json
 import sys
 from dataclasses import dataclass, field
 
 from data_prep.settings import InputSettings, Segmenter
 from elemdist.errors import UserError
+from elemdist.json_text import json_text
 
 SPLITS = ("train", "val", "test")
 
@@ -68,7 +68,7 @@ def run(settings: InspectSettings) -> None:
         sys.stdout.reconfigure(errors="replace")
     inspected = set_figures if is_shard_set(settings.path) else corpus_figures
     figures, lines = inspected(settings)
-    print(json.dumps(figures, ensure_ascii=False) if settings.json else "\n".join(lines))
+    print(json_text(figures) if settings.json else "\n".join(lines))
 
 
 def check(settings: InspectSettings) -> None:

@@ -5,9 +5,10 @@ elemdist verify shards/train --repair
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from elemdist.json_text import json_text
 
 if TYPE_CHECKING:  # the command's help need not wait for numpy
     from data_prep.store import Store
@@ -84,7 +85,7 @@ def run(settings: VerifySettings) -> int:
     report = verify(settings)
     if settings.json:
         problems = [problem._asdict() for problem in report.problems]
-        print(json.dumps(asdict(report) | {"problems": problems, "good": report.good}))
+        print(json_text(asdict(report) | {"problems": problems, "good": report.good}))
     else:
         print("\n".join(lines_of(report)))
     return 0 if report.good else 1
