@@ -12,14 +12,12 @@ compiles, not at the files of what that function calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numba
 import numpy as np
 from numpy import uint8
 
 from data_prep.classes import REPEAT, WHITE, WORD
+from elemdist.compiled import compiled
 from elemdist.rows import DOC, PAD, SEP
 
 SPACE = ord(" ")
@@ -32,14 +30,6 @@ STATE_SIZE = 6
 # Places in the packer's counts.
 SEPARATORS, SPLIT, TRUNCATED, DROPPED_BYTES, PADDING_ROWS = range(5)
 COUNTS_SIZE = 5
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Numba's compiler without the interpreter's lock, cached wherever a cache can be written."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # a read-only installation and a read-only home: compile in every process
-        return numba.njit(nogil=True)(function)
 
 
 # A call that is not inlined counts references to every array it passes, 5 ns for each of them.

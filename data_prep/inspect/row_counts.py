@@ -6,7 +6,7 @@ that it compiles. How a long material goes on in the next row is as in kernels.r
 
 from __future__ import annotations
 
-from data_prep.kernels import compiled
+from elemdist.compiled import compiled
 
 
 @compiled

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from numpy import uint8
 
-from data_prep.kernels import compiled
+from elemdist.compiled import compiled
 from elemdist.rows import DOC, FIRST_SPECIAL, PAD, SEP
 
 
