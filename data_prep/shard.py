@@ -69,6 +69,7 @@ def _kept_stdin(settings: ShardSettings) -> str:
     from data_prep.journal import STDIN_COPY, Journal
     from data_prep.pipeline import sets_of
     from data_prep.store import LocalStore, write_error
+    from elemdist.atomic import replacing
     from elemdist.remote import is_url
 
     if settings.inputs.count(STDIN) > 1 or is_url(settings.out) or settings.part is not None:
@@ -83,9 +84,8 @@ def _kept_stdin(settings: ShardSettings) -> str:
         if os.path.exists(path):
             print(f"elemdist shard: going on with the input that {settings.out} kept")
             return path
-        with open(f"{path}.tmp", "wb") as file:
+        with replacing(path) as file:
             shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
-        os.replace(f"{path}.tmp", path)
     except OSError as error:
         journal.leave()
         raise write_error(path, 0, error) from error

@@ -7,17 +7,14 @@ then compared in size; a store shows it only when it is complete. Names are rela
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
-import socket
 from typing import Any
 
+from elemdist.atomic import replacing, sync_file, sync_folder
 from elemdist.errors import UserError
+from elemdist.os_errors import FULL, reason_of
 from elemdist.remote import filesystem, is_url, public, retried
-
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-TEMPORARY = ".tmp"
 
 Bytes = bytes | memoryview
 
@@ -49,22 +46,13 @@ class LocalStore:
             UserError: the disk is full, or the file cannot be written; nothing is left of it.
         """
         path = self.name_of(name)
-        # Two processes at the same file, of which one is about to be ended, do not meet.
-        temporary = f"{path}.{socket.gethostname()}-{os.getpid()}{TEMPORARY}"
         needed = sum(memoryview(part).nbytes for part in parts)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(temporary, "wb", buffering=0) as file:
+            with replacing(path, flush) as file:
                 for part in parts:
-                    rest = memoryview(part).cast("B")
-                    while rest:  # one write call takes at most 2 GiB
-                        rest = rest[file.write(rest) :]
-                if flush:
-                    os.fsync(file.fileno())
-            os.replace(temporary, path)
+                    file.write(part)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
             raise write_error(path, needed, error) from error
 
     def read(self, name: str) -> bytes:
@@ -113,12 +101,11 @@ class LocalStore:
 
     def sync(self, name: str = "") -> None:
         """Waits until a file, or the names in the folder itself, are on the disk."""
-        with contextlib.suppress(OSError):  # not every system flushes folders
-            handle = os.open(self.name_of(name) if name else self.path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        path = self.name_of(name) if name else self.path
+        try:
+            sync_file(path) if name else sync_folder(path)
+        except OSError as error:
+            raise write_error(path, 0, error) from error
 
 
 class RemoteStore:
@@ -251,8 +238,8 @@ def open_store(path: str) -> Store:
 
 def write_error(path: str, needed: int, error: OSError) -> UserError:
     """What a user is told when `needed` bytes could not be written to `path`."""
-    if error.errno not in OUT_OF_SPACE:
-        return UserError(f"cannot write {path}: {error.strerror or error}")
+    if error.errno not in FULL:
+        return UserError(f"cannot write {path}: {reason_of(error)}")
     folder = os.path.dirname(path) or "."
     free = shutil.disk_usage(folder).free if os.path.isdir(folder) else 0
     needs = f"the file needs {needed:,} bytes" if needed else "it needs more"

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from elemdist import checkpoint_state
-from elemdist.atomic import sync_file, sync_folder, write_atomically
+from elemdist.atomic import sync_folder, write_atomically
 from elemdist.attempts import Attempt
 from elemdist.checkpoint_files import (
     FORMAT,
@@ -172,12 +172,11 @@ class Writer:
         if temporary.exists():
             shutil.rmtree(temporary)
         (temporary / "state").mkdir(parents=True)
-        (temporary / "config.json").write_text(config, encoding="utf-8")
+        write_atomically(temporary / "config.json", config)
 
     def _publish(self, temporary: Path, manifest: dict[str, Any]) -> None:
         """Makes a written checkpoint visible, in one step."""
         config = temporary / "config.json"
-        sync_file(config)
         manifest["files"][config.name] = [config.stat().st_size, digest(config)]
         write_atomically(temporary / "manifest.json", json_text(manifest, indent=2))
         sync_folder(temporary / "state")

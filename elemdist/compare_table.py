@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from elemdist.atomic import replacing
 from elemdist.curves import run_colour
 from elemdist.errors import UserError
 from elemdist.resampling import RESAMPLED, draws, resampled
@@ -178,6 +179,5 @@ def figure_of(found: dict[str, Any]) -> Figure:
 
 def draw(found: dict[str, Any], out: Path) -> None:
     """Writes the figure, whole or not at all."""
-    temporary = out.with_name(f".{out.name}.tmp")
-    figure_of(found).savefig(temporary, format="svg")
-    temporary.replace(out)
+    with replacing(out) as file:
+        figure_of(found).savefig(file, format="svg")

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from elemdist import demo_corpus
+from elemdist.atomic import write_atomically, write_result
 from elemdist.demo_corpus import PARTS, Corpus, Document
 from elemdist.errors import EXIT_USER_ERROR, UserError
 from elemdist.json_text import json_text
+from elemdist.os_errors import reason_of
 
 MARKER = ".made-by-elemdist-demo"  # only a folder with it in it is ever removed
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "demo"
@@ -84,9 +86,9 @@ def fresh_folder(folder: Path) -> None:
         shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARKER).write_text("The next demo replaces this folder.\n", encoding="utf-8")
+        write_atomically(folder / MARKER, "The next demo replaces this folder.\n")
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
+        raise UserError(f"{folder}: cannot be made: {reason_of(error)}") from None
 
 
 def recipe(name: str) -> str:
@@ -129,7 +131,7 @@ def collect(out: Path, story: Story) -> Corpus:
 def write_jsonl(path: Path, documents: list[Document], labels: list[str]) -> None:
     """Writes documents as JSON Lines, and says so."""
     lines = [json_text(document.record(labels)) + "\n" for document in documents]
-    path.write_text("".join(lines), encoding="utf-8")
+    write_result(path, "".join(lines))
     print(f"{path}: {len(lines):,} documents, {path.stat().st_size / 1e6:.1f} MB")
 
 

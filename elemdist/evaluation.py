@@ -8,7 +8,6 @@ into several samples counts once, by the mean of their logits.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from elemdist import thresholds
-from elemdist.atomic import write_result
+from elemdist.atomic import result, write_result
 from elemdist.breakdown import by_length, by_position, counted, figures_of
 from elemdist.data import evaluation_batches
 from elemdist.errors import UserError
@@ -170,11 +169,6 @@ def training_documents(judge: Judge) -> np.ndarray | None:
 def write_scores(path: Path, score_BL: np.ndarray, truth_BL: np.ndarray, labels: list[str]) -> None:
     """Writes probabilities (B, L), truth (B, L) and labels (L,), whole or not at all, as arrays
     that numpy loads without pickle. Raises UserError."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            names = np.array(labels, dtype=np.str_)
-            np.savez(file, probabilities=score_BL, truth=truth_BL, labels=names)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"scores: cannot write {path}: {error.strerror or error}") from None
+    names = np.array(labels, dtype=np.str_)
+    with result(path) as file:
+        np.savez(file, probabilities=score_BL, truth=truth_BL, labels=names)

@@ -13,7 +13,6 @@ slots apart becomes the dense matrix that it amounts to.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elemdist import checkpoint
-from elemdist.atomic import sync_file, sync_folder
+from elemdist.atomic import new_folder
 from elemdist.blocks import SlotProjection
 from elemdist.errors import UserError
 from elemdist.export_card import model_card
@@ -32,6 +31,7 @@ from elemdist.export_settings import ExportSettings
 from elemdist.json_text import json_text
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
+from elemdist.os_errors import reason_of
 
 CODE = Path(__file__).parent / "exported"
 CLASSES = {
@@ -55,7 +55,7 @@ def run(settings: ExportSettings, alone: AloneRanges) -> int:
     found = checkpoint.find(settings.run or "")
     config = found.config()
     check(config)
-    with new_folder(out) as folder:
+    with export_folder(out) as folder:
         model = Model(config)
         found.load_weights(model, as_trained=True)
         save_file(weights_of(model), folder / "model.safetensors", {"format": "pt"})
@@ -90,21 +90,13 @@ def check(config: ModelConfig) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write to, which gets its name when all of it is there, or else is gone."""
-    folder = out.resolve().parent / f".{out.name}.{os.getpid()}.tmp"
+def export_folder(out: Path) -> Iterator[Path]:
+    """Yield new_folder(out). Raises UserError where it cannot be written."""
     try:
-        folder.mkdir()
-        yield folder
-        for path in folder.iterdir():
-            sync_file(path)
-        sync_folder(folder)
-        folder.rename(out)
-        sync_folder(folder.parent)
+        with new_folder(out) as folder:
+            yield folder
     except OSError as error:
-        raise UserError(f"out: {out} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(f"out: {out} cannot be written: {reason_of(error)}") from None
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:

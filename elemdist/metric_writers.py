@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from elemdist.atomic import write_atomically
 from elemdist.errors import UserError
 
 KEPT_PIECES = 100_000  # that wait for a disk; beyond, the oldest are dropped
@@ -143,7 +144,7 @@ class WandbRun:
                     silent=True,
                 ),
             )  # fmt: skip
-            id_file.write_text(run_id + "\n", encoding="utf-8")
+            write_atomically(id_file, run_id + "\n")
             for kind in ("train", "eval"):
                 self.run.define_metric(f"{kind}/*", step_metric="step")
         except (wandb.Error, OSError, ValueError, yaml.YAMLError) as error:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from elemdist.atomic import write_atomically
 from elemdist.attempts import Attempt
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
@@ -111,9 +112,7 @@ def drop_after(path: Path, step: int) -> float:
                 kept.append(line + b"\n")
                 time_s = record["time_s"]
         if (text := b"".join(kept)) != data:
-            temporary = path.with_name(".metrics.jsonl.tmp")
-            temporary.write_bytes(text)
-            temporary.replace(path)
+            write_atomically(path, text)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read and written ({error.strerror}); see to the folder's disk and"

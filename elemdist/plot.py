@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from elemdist.atomic import result
 from elemdist.errors import UserError
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -41,10 +42,8 @@ def run(settings: PlotSettings) -> None:
     folders = [Path(name) for name in settings.runs]
     runs = dict(zip(run_names(folders), map(read_metrics, folders), strict=True))
     figure = draw(runs)
-    try:
-        figure.savefig(out, dpi=120)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+    with result(out) as file:
+        figure.savefig(file, dpi=120, format=out.suffix[1:])
     print(f"curves of {len(runs)} run{'s' * (len(runs) > 1)}: {out}")
 
 

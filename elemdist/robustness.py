@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from elemdist.atomic import write_result
+from elemdist.atomic import result, write_result
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
 from elemdist.multilabel import multilabel_figures
@@ -197,7 +197,5 @@ def draw(settings: RobustnessSettings, points: Points, out: Path) -> None:
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
     axes.legend()
-    try:
-        figure.savefig(out, dpi=120)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+    with result(out) as file:
+        figure.savefig(file, dpi=120, format=Path(out).suffix[1:])

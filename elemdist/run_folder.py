@@ -22,10 +22,12 @@ from typing import Any
 import torch
 import yaml
 
+from elemdist.atomic import TEMPORARY, remove_leftovers, write_atomically
 from elemdist.config import TrainSettings
 from elemdist.deepspeed_config import config_text
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
+from elemdist.os_errors import reason_of
 from elemdist.remote import public
 from elemdist.stop import read_end, write_end
 
@@ -40,15 +42,18 @@ def prepare(settings: TrainSettings) -> Path:
     end = read_end(path)
     # A start that failed before its first step left nothing to go on with, at most its number.
     fresh = end is not None and end["state"] == "failed" and end["step"] == 0
-    used = path.is_dir() and any(child.name != "attempts" for child in path.iterdir())
+    used = path.is_dir() and any(
+        child.name != "attempts" and not TEMPORARY.fullmatch(child.name) for child in path.iterdir()
+    )
     if used and not (settings.resume or fresh):
         raise UserError(
             f"run_dir: {path} is not empty; add --resume to go on with that run, or name another"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
     except OSError as error:
-        raise UserError(f"run_dir: cannot make {path}: {error.strerror}") from None
+        raise UserError(f"run_dir: cannot make {path}: {reason_of(error)}") from None
     return path
 
 
@@ -83,10 +88,10 @@ def describe(
     }
     try:
         for name, content in files.items():
-            (path / name).write_text(content, encoding="utf-8")
+            write_atomically(path / name, content)
         write_end(path, "running", step, attempt=attempt)
     except OSError as error:
-        raise UserError(f"run_dir: cannot write into {path}: {error.strerror}") from None
+        raise UserError(f"run_dir: cannot write into {path}: {reason_of(error)}") from None
 
 
 def environment() -> dict[str, Any]:

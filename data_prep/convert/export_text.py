@@ -21,7 +21,8 @@ from data_prep.readers.mds_files import MdsFolder
 from data_prep.readers.mds_rows import losses
 from data_prep.readers.task import ReadTask
 from data_prep.settings import MIB, InputSettings, ShardSettings, check
-from data_prep.store import TEMPORARY, write_error
+from data_prep.store import write_error
+from elemdist.atomic import replacing
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
 from elemdist.remote import is_url, public
@@ -55,28 +56,23 @@ def export(settings: ConvertSettings, folders: list[MdsFolder]) -> None:
     parts = parts_of(settings, folders)
     labelled = run.input.labels_field is not None
     progress = Progress("convert", sum(part.weight for part in parts), settings.quiet)
-    temporary = out if out == "-" else f"{out}.{os.getpid()}{TEMPORARY}"
     documents = size = 0
     try:
-        writer = open_writer(settings.to, out, temporary, labelled)
-        try:
-            for text, labels in documents_of(parts, run, progress):
-                writer.add(text, labels)
-                documents += 1
-                size += len(text)
-        finally:
-            writer.close()
-        if out != "-":
-            os.replace(temporary, out)
+        with contextlib.nullcontext(sys.stdout.buffer) if out == "-" else replacing(out) as file:
+            writer = open_writer(settings.to, out, file, labelled)
+            try:
+                for text, labels in documents_of(parts, run, progress):
+                    writer.add(text, labels)
+                    documents += 1
+                    size += len(text)
+            finally:
+                writer.close()
     except BrokenPipeError:
         raise
     except OSError as error:
         raise write_error(out, 0, error) from error
     finally:
         progress.close()
-        if out != "-":
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
     tell_losses(folders)
     if not settings.quiet and out != "-":
         print(f"{out}: {documents:,} documents, {size:,} bytes of text")
@@ -168,24 +164,21 @@ def documents_of(
                 yield text, batch.labels[document] if batch.labels else []
 
 
-def open_writer(to: str, out: str, temporary: str, labelled: bool) -> Writer:
-    """The writer for a target.
+def open_writer(to: str, out: str, file: IO[bytes], labelled: bool) -> Writer:
+    """Return the writer for a target, which leaves `file` open.
 
     Raises:
-        UserError: its package is missing. OSError: the file cannot be made.
+        UserError: its package is missing.
     """
     if to == "parquet":
-        return ParquetText(temporary, labelled)
-    if out == "-":
-        return JsonLines(sys.stdout.buffer, [], labelled)
-    file = open(temporary, "wb")  # noqa: SIM115
+        return ParquetText(file, labelled)
     if out.endswith(".zst"):
         packed = zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False)
-        return JsonLines(packed, [packed, file], labelled)
+        return JsonLines(packed, [packed], labelled)
     if out.endswith(".gz"):
         zipped = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
-        return JsonLines(zipped, [zipped, file], labelled)
-    return JsonLines(file, [file], labelled)
+        return JsonLines(zipped, [zipped], labelled)
+    return JsonLines(file, [], labelled)
 
 
 class JsonLines:
@@ -212,7 +205,7 @@ class JsonLines:
 class ParquetText:
     """A Parquet file with a column text, and labels where there are any, zstd-compressed."""
 
-    def __init__(self, path: str, labelled: bool) -> None:
+    def __init__(self, file: IO[bytes], labelled: bool) -> None:
         try:
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -221,7 +214,7 @@ class ParquetText:
         self._pa, self._labelled = pa, labelled
         fields = [("text", pa.string())] + [("labels", pa.list_(pa.string()))] * labelled
         self._schema = pa.schema(fields)
-        self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._file = pq.ParquetWriter(file, self._schema, compression="zstd")
         self._texts: list[str] = []
         self._labels: list[list[str]] = []
         self._held = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
+from elemdist.atomic import result
 from elemdist.curves import COLOURS
-from elemdist.errors import UserError
 from tests.bench.rounds import spread
 
 BLUE, ORANGE, *_ = COLOURS
@@ -95,9 +94,5 @@ def legend() -> list[Line2D]:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes the figure wholly or not at all. Raises UserError where it cannot be written."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(temporary, dpi=120, format="png", bbox_inches="tight")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    with result(path) as file:
+        figure.savefig(file, dpi=120, format="png", bbox_inches="tight")
