@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from data_prep.losses import DAMAGED, LABEL_TWICE, NO_LABEL, NO_TEXT, Losses
 from elemdist.errors import UserError
 from elemdist.remote import public
+
+LIVE = "live"  # version of a source that is read once, as it comes
+STDIN = "-"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Source:
     compression: str
     size: int
     version: str
+
+    @property
+    def live(self) -> bool:
+        """Return True for standard input, a pipe or a device."""
+        return self.version == LIVE
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ class Batch:
     Attributes:
         data: (bytes,) uint8. starts, ends: (D,) int64.
         labels: each document's labels; empty where there are none to be read.
-        ids: each document's id; empty where there is none.
+        ids: each document's id; empty where there is none. As it is in the record, or None, where
+            an id is no must (ReadTask.optional_id); else text.
         places: each document's place for an error, a line or record number from 1 on within the
             part; empty where it has none.
         replaced: how many of them had invalid UTF-8 replaced, each counted once.
@@ -67,8 +77,8 @@ class Batch:
     starts: np.ndarray
     ends: np.ndarray
     labels: list[list[str]] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    ids: list[Any] = field(default_factory=list)
+    places: Sequence[int] = field(default_factory=list)
     begun: bool = False
     open: bool = False
     replaced: int = 0
@@ -85,33 +95,75 @@ def batch_of(documents: list[bytes], **more: Any) -> Batch:
     return Batch(data, bounds[:-1], bounds[1:], **more)
 
 
+def notes_of(batch: Batch, losses: Losses, name: str, labelled: bool) -> None:
+    """Count the documents of a batch that hold no text, or no label, or one twice.
+
+    Args:
+        name: the file's. labelled: labels are read.
+
+    Raises:
+        UserError: as Losses.add.
+    """
+    empty = np.flatnonzero(batch.ends == batch.starts)
+    if len(empty):
+        pieces = batch.begun * (empty[0] == 0)
+        losses.add(NO_TEXT, name, len(empty) - int(pieces))
+    if labelled:
+        labels = batch.labels[batch.begun :]
+        losses.add(NO_LABEL, name, sum(not found for found in labels))
+        twice = sum(len(found) > 1 and len(set(found)) < len(found) for found in labels)
+        losses.add(LABEL_TWICE, name, twice)
+
+
 class Problems:
     """Documents and records that cannot be taken: the first ends the run, or each is listed.
 
     Args:
         skip: list them and go on (on_error skip).
         write: takes each listed one, as a record for rejects.jsonl.
+        strict: whatever is left out without being asked for ends the work.
 
     Attributes:
-        listed: how many were listed.
+        listed: how many were listed. losses: all that is left out, listed or not.
     """
 
-    def __init__(self, skip: bool, write: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, skip: bool, write: Callable[[dict[str, Any]], None], strict: bool = False
+    ) -> None:
         self.skip, self._write = skip, write
         self.listed = 0
+        self.losses = Losses(strict)
 
-    def add(self, path: str, where: str, problem: str) -> None:
+    def add(
+        self, path: str, where: str, problem: str, reason: str = DAMAGED, place: int = 0
+    ) -> None:
         """Lists one, or ends the work.
 
         Args:
             path: the source. where: "line 12", "row 4 of row group 2", "member a/b.txt", or "".
-            problem: what is wrong, and where it helps what to do.
+            problem: what is wrong, and where it helps what to do. reason: one of losses.py.
+            place: as Batch.places; 0: none.
 
         Raises:
             UserError: unless problems are skipped.
         """
+        found = f"{public(path)}, {where}" if where else public(path)
         if not self.skip:
-            place = f", {where}" if where else ""
-            raise UserError(f"{public(path)}{place}: {problem}")
+            raise UserError(f"{found}: {problem}")
         self._write({"source": public(path), "where": where, "problem": problem})
         self.listed += 1
+        self.losses.add(reason, found)
+
+    def leave_out(
+        self, reason: str, path: str, where: Callable[[], str] = str, count: int = 1
+    ) -> None:
+        """Count what is no fault and is left out, or kept with a word.
+
+        Args:
+            where: its place, for a strict run; it may take long to find out.
+
+        Raises:
+            UserError: the run is strict.
+        """
+        place = where() if self.losses.strict else ""
+        self.losses.add(reason, f"{public(path)}{', ' if place else ''}{place}", count)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.documents import Batch, Problems
+from data_prep.losses import UNKNOWN_LABEL
 from data_prep.mds import MdsWriter, hash_names
 from data_prep.plan import Done, Item, Job, SetPart
 from data_prep.readers.parts import Reader, open_part
@@ -101,7 +102,7 @@ def convert(job: Job, settings: ShardSettings, progress: Progress) -> Done:
 
 def _report(problems: Problems, path: str, reader: Reader, place: int, problem: str) -> None:
     """Adds a problem of a document that the reader has already delivered."""
-    problems.add(path, reader.where(place), problem)
+    problems.add(path, reader.where(place), problem, UNKNOWN_LABEL, place)
 
 
 def rejects_name(item: int) -> str:

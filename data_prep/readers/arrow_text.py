@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.documents import Batch, batch_of
+from data_prep.losses import INVALID, NULL, TOO_LARGE, UNKNOWN_LABEL
 from data_prep.readers import utf8
 from data_prep.readers.values import RecordError, id_of, labels_of
 from data_prep.settings import InputSettings
@@ -35,7 +36,8 @@ class Columns:
     Attributes:
         names: of the classes that the labels' integers stand for; None: they stand for themselves.
         replace: mend invalid UTF-8. limit: bytes of the longest text. too_large: what is wrong
-            with a longer one. refuse: takes the place of a row, and what is wrong with it.
+            with a longer one. refuse: takes the place of a row, what is wrong with it, and a reason
+            of losses.py. typed_ids: ids keep their type.
     """
 
     settings: InputSettings
@@ -43,7 +45,8 @@ class Columns:
     replace: bool
     limit: int
     too_large: str
-    refuse: Callable[[int, str], None]
+    refuse: Callable[[int, str, str], None]
+    typed_ids: bool = False
 
     def batches(self, rows: pa.RecordBatch, first: int, size: int) -> Iterator[Batch]:
         """The rows in batches of about `size` bytes of text, or one longer text.
@@ -87,7 +90,7 @@ class Columns:
     ) -> Batch:
         documents: list[bytes] = []
         labels: list[list[str]] = []
-        ids: list[str] = []
+        ids: list[Any] = []
         places: list[int] = []
         replaced = 0
         for row, piece in enumerate(pieces):
@@ -98,7 +101,7 @@ class Columns:
                 ids += self._ids(columns)
             except RecordError as error:
                 del labels[len(documents) :]
-                self.refuse(first + row, str(error))
+                self.refuse(first + row, str(error), error.reason)
                 continue
             replaced += len(document) != len(piece) or document != piece.tobytes()
             documents.append(document)
@@ -108,16 +111,16 @@ class Columns:
     def _text(self, there: bool, piece: np.ndarray) -> bytes:
         """One text, mended where that is asked for."""
         if not there:
-            raise RecordError(f"column '{self.settings.text_field}' holds null, not text")
+            raise RecordError(f"column '{self.settings.text_field}' holds null, not text", NULL)
         if len(piece) > self.limit:
-            raise RecordError(self.too_large)
+            raise RecordError(self.too_large, TOO_LARGE)
         text = piece.tobytes()
         if utf8.is_utf8(text):
             return text
         if self.replace:
             return utf8.mended(text)
         at = utf8.first_invalid(text)
-        raise RecordError(utf8.complaint(at, text[at]))
+        raise RecordError(utf8.complaint(at, text[at]), INVALID)
 
     def _labels(self, columns: dict[str, list[Any]]) -> list[list[str]]:
         field = self.settings.labels_field
@@ -135,16 +138,18 @@ class Columns:
         for label in labels_of(value, None, f"column '{self.settings.labels_field}'"):
             number = int(label) if label.lstrip("-").isdigit() else len(names)
             if not -1 <= number < len(names):
-                raise RecordError(f"label {label} is none of the {len(names)} classes")
+                problem = f"label {label} is none of the {len(names)} classes"
+                raise RecordError(problem, UNKNOWN_LABEL)
             if number >= 0:
                 found.append(names[number])
         return found
 
-    def _ids(self, columns: dict[str, list[Any]]) -> list[str]:
+    def _ids(self, columns: dict[str, list[Any]]) -> list[Any]:
         field = self.settings.id_field
         if field is None:
             return []
-        return [id_of(value, f"column '{field}'") for value in columns[field]]
+        found = [id_of(value, f"column '{field}'") for value in columns[field]]
+        return columns[field] if self.typed_ids else found
 
 
 def _slices(text: pa.Array, size: int) -> Iterator[tuple[int, pa.Array]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from data_prep.documents import Batch, Part, Source
+from data_prep.losses import NO_FIELD, WRONG_TYPE
 from data_prep.readers import arrow_text, class_names
 from data_prep.readers.arrow_text import Columns
 from data_prep.readers.files import Stored, StoredFile
@@ -29,7 +31,11 @@ UNITS = {"parquet": "row group", "arrow": "record batch", "datasets": "record ba
 
 
 class ColumnsError(Exception):
-    """A file that does not hold what is asked for; the message says why."""
+    """A file that does not hold what is asked for; message and reason (losses.py) say why."""
+
+    def __init__(self, problem: str, reason: str = WRONG_TYPE) -> None:
+        super().__init__(problem)
+        self.reason = reason
 
 
 class Opened:
@@ -162,6 +168,7 @@ class ColumnReader:
 
     def __init__(self, task: ReadTask) -> None:
         self._part, self._settings, self._problems = task.part, task.settings, task.problems
+        self._input, self._optional_id = task.settings.input, task.optional_id
         self._progress, self._told = task.progress, 0
         # Places count rows within the part; here is where each record batch begins.
         self._firsts: list[int] = []
@@ -178,7 +185,7 @@ class ColumnReader:
         """
         path = self._part.source.path
         try:
-            with Opened(self._part.source, wanted(self._settings.input)) as opened:
+            with Opened(self._part.source, wanted(self._input)) as opened:
                 self._check(opened.schema)
                 for batch in self._read(opened):
                     lengths = batch.ends - batch.starts
@@ -193,7 +200,7 @@ class ColumnReader:
             format = self._part.source.format
             self._problems.add(path, "", f"is damaged, cut short, or no {format} file: {told}")
         except ColumnsError as error:
-            self._problems.add(path, "", str(error))
+            self._problems.add(path, "", str(error), error.reason)
         self._progress(max(0, self._part.weight - self._told))
 
     def digest(self) -> str:
@@ -210,19 +217,21 @@ class ColumnReader:
 
     def _check(self, schema: pa.Schema) -> None:
         """Refuses a file that lacks a column, or whose columns hold something else."""
+        if self._optional_id and self._input.id_field not in schema.names:
+            self._input = replace(self._input, id_field=None)
         for setting in ("text_field", "labels_field", "id_field"):
-            name = getattr(self._settings.input, setting)
+            name = getattr(self._input, setting)
             if name is not None and schema.names.count(name) > 1:
                 raise ColumnsError(f"several columns are named '{name}'")
             if name is not None and name not in schema.names:
-                raise ColumnsError(missing(name, schema.names, setting, "column"))
-        text = self._settings.input.text_field
+                raise ColumnsError(missing(name, schema.names, setting, "column"), NO_FIELD)
+        text = self._input.text_field
         if not is_text_column(schema, text):
             kind = schema.field(text).type
             raise ColumnsError(f"column '{text}' holds {kind}, not text: set --input.text-field")
 
     def _read(self, opened: Opened) -> Iterator[Batch]:
-        input = self._settings.input
+        input = self._input
         names = class_names.of(self._part.source, input.labels_field)
         columns = Columns(
             input,
@@ -232,9 +241,10 @@ class ColumnReader:
             too_large=too_large(input.max_record_mb)
             if input.max_record_mb <= input.max_document_mb
             else document_too_large(input.max_document_mb),
-            refuse=lambda place, problem: self._problems.add(
-                self._part.source.path, self.where(place), problem
+            refuse=lambda place, problem, reason: self._problems.add(
+                self._part.source.path, self.where(place), problem, reason, place
             ),
+            typed_ids=self._optional_id,
         )
         row, group_before = 1, -1
         for group, rows in opened.read(self._part.start, self._part.end):

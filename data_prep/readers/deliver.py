@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from data_prep.documents import Batch, batch_of
+from data_prep.losses import INVALID, TOO_LARGE
 from data_prep.readers import utf8
 from data_prep.readers.task import ReadTask
 from data_prep.readers.values import document_too_large
@@ -20,11 +21,12 @@ SPOOL_BYTES = 4 << 20  # of a document in memory; a longer one is spooled to the
 
 
 class BadDocumentError(Exception):
-    """A document that cannot be taken; the message says why, line says where."""
+    """A document that cannot be taken; the message says why, line says where, reason is one of
+    losses.py."""
 
-    def __init__(self, line: int, problem: str) -> None:
+    def __init__(self, line: int, problem: str, reason: str = INVALID) -> None:
         super().__init__(problem)
-        self.line = line
+        self.line, self.reason = line, reason
 
 
 class Delivery:
@@ -49,9 +51,14 @@ class Delivery:
         self.line += text.count(b"\n")
         self.offset += len(text)
 
-    def whole(self, text: bytes, starts: np.ndarray, ends: np.ndarray) -> Batch:
-        """Documents that lie whole in a text, which is all up to where it ends; and goes on."""
-        batch = Batch(np.frombuffer(text, np.uint8), starts, ends)
+    def whole(self, text: bytes, starts: np.ndarray, ends: np.ndarray, first: int = 0) -> Batch:
+        """Documents that lie whole in a text, which is all up to where it ends; and goes on.
+
+        Args:
+            first: the line of the first one, where each line is one; 0 where it is not.
+        """
+        places = range(first, first + len(starts)) if first else range(0)
+        batch = Batch(np.frombuffer(text, np.uint8), starts, ends, places=places)
         if not utf8.is_utf8(text) or (ends - starts).max(initial=0) > self._limit:
             batch = self._taken(text, batch)
         self.advance(text)
@@ -59,20 +66,25 @@ class Delivery:
 
     def _taken(self, text: bytes, batch: Batch) -> Batch:
         """The batch with its invalid documents mended or left out."""
-        documents, replaced = [], 0
+        documents, places, replaced = [], [], 0
         for start, end in zip(batch.starts.tolist(), batch.ends.tolist(), strict=True):
             document = text[start:end]
             line = self.line + text.count(b"\n", 0, start)
             try:
                 valid = self._checked(document, line, self.offset + start)
                 if len(document) > self._limit:
-                    raise BadDocumentError(line, self._too_large())
+                    raise BadDocumentError(line, self._too_large(), TOO_LARGE)
             except BadDocumentError as error:
-                self._problems.add(self._path, self._where(error.line), str(error))
+                self._refuse(error)
                 continue
             replaced += valid is not document
             documents.append(valid)
-        return batch_of(documents, replaced=replaced)
+            places.append(line)
+        return batch_of(documents, replaced=replaced, places=places if batch.places else [])
+
+    def _refuse(self, error: BadDocumentError) -> None:
+        where = self._where(error.line)
+        self._problems.add(self._path, where, str(error), error.reason, error.line)
 
     def long(self, fragments: Iterable[bytes], document_id: str | None = None) -> Iterator[Batch]:
         """One document, that comes in fragments, in one or several batches; and goes on.
@@ -86,16 +98,18 @@ class Delivery:
         fragments = iter(fragments)
         counts = {"replaced": 0}
         pieces = self._valid(iter(fragments), counts)
-        ids = [] if document_id is None else [document_id]
+        more: dict[str, list[Any]] = (
+            {"places": [self.line]} if document_id is None else {"ids": [document_id]}
+        )
         try:
             if self._problems.skip:
                 with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
                     _spool(pieces, spool)
-                    yield from _batches(_read(spool), ids, counts)
+                    yield from _batches(_read(spool), more, counts)
             else:
-                yield from _batches(pieces, ids, counts)
+                yield from _batches(pieces, more, counts)
         except BadDocumentError as error:
-            self._problems.add(self._path, self._where(error.line), str(error))
+            self._refuse(error)
 
     def _valid(self, fragments: Iterator[bytes], counts: dict[str, int]) -> Iterator[bytes]:
         """The fragments, cut at whole characters, checked and mended."""
@@ -107,7 +121,7 @@ class Delivery:
             line, offset = self.line, self.offset - len(rest)
             self.advance(fragment)
             if size > self._limit:
-                raise BadDocumentError(line, self._too_large())
+                raise BadDocumentError(line, self._too_large(), TOO_LARGE)
             text = rest + fragment if rest else fragment
             cut = utf8.whole_characters(text)
             text, rest = text[:cut], text[cut:]
@@ -164,13 +178,19 @@ def _read(spool: IO[bytes]) -> Iterator[bytes]:
         yield text[:cut]
 
 
-def _batches(pieces: Iterator[bytes], ids: list[str], counts: dict[str, int]) -> Iterator[Batch]:
-    """One document's pieces as batches; the last one, which is not open, counts replacements."""
+def _batches(
+    pieces: Iterator[bytes], more: dict[str, list[Any]], counts: dict[str, int]
+) -> Iterator[Batch]:
+    """One document's pieces as batches; the last one, which is not open, counts replacements.
+
+    Args:
+        more: id or place of the document.
+    """
     before: bytes | None = None
     begun = False
     for piece in pieces:
         if before is not None:
-            yield batch_of([before], ids=ids, begun=begun, open=True)
+            yield batch_of([before], begun=begun, open=True, **more)
             begun = True
         before = piece
-    yield batch_of([before or b""], ids=ids, begun=begun, replaced=counts["replaced"])
+    yield batch_of([before or b""], begun=begun, replaced=counts["replaced"], **more)

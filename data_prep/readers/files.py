@@ -9,12 +9,13 @@ import contextlib
 import datetime
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import xxhash
 
-from data_prep.documents import Part, Source
+from data_prep.documents import STDIN, Part, Source
 from data_prep.readers.unpack import READ_BYTES, DamagedError, unpacked
 from elemdist.errors import UserError
 from elemdist.remote import filesystem, is_url, public, retried
@@ -162,7 +163,8 @@ class PartStream:
     def __init__(self, part: Part, progress: Callable[[int], None]) -> None:
         """`progress` is called with the number of stored bytes after each read."""
         self._part, self._progress = part, progress
-        self._raw = self._stored_chunks()
+        self._least = 1 if part.source.live else READ_BYTES  # what comes is handed on at once
+        self._raw = self._live_chunks() if part.source.live else self._stored_chunks()
         self.hash = xxhash.xxh3_128()
 
     def chunks(self) -> Iterator[bytes]:
@@ -182,7 +184,7 @@ class PartStream:
             for text in unpacked(self._raw, compression):
                 held.append(text)
                 size += len(text)
-                if size >= READ_BYTES:
+                if size >= self._least:
                     whole, held, size = b"".join(held), [], 0
                     for start in range(0, len(whole), READ_BYTES):
                         yield whole[start : start + READ_BYTES]
@@ -202,6 +204,22 @@ class PartStream:
         for _ in self._raw:
             pass
         return self.hash.hexdigest()
+
+    def _live_chunks(self) -> Iterator[bytes]:
+        path = self._part.source.path
+        try:
+            with contextlib.ExitStack() as stack:
+                if path == STDIN:
+                    file: Any = sys.stdin.buffer
+                else:
+                    file = stack.enter_context(open(path, "rb"))
+                while chunk := file.read1(READ_BYTES):
+                    self.hash.update(chunk)
+                    self._progress(len(chunk))
+                    yield chunk
+        except OSError as error:
+            what = "standard input" if path == STDIN else path
+            raise UserError(f"cannot read {what}: {error.strerror or error}") from error
 
     def _stored_chunks(self) -> Iterator[bytes]:
         part = self._part

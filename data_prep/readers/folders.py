@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import re
 import stat
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import xxhash
 
 from data_prep.documents import Source
+from data_prep.losses import BESIDE_SET, OTHER_FORMAT, OTHER_NAME, Losses
 from data_prep.readers.files import asked, remote_version
 from elemdist.errors import UserError
 from elemdist.remote import filesystem, is_url, public
@@ -28,6 +30,10 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 SHORT = {".tgz": (".tar", ".gz")}
 COMPRESSIBLE = ("text", "jsonl", "csv", "tsv", "tar")
+# Files of data sets that hold no documents: ours, and those of Hugging Face datasets.
+SET_FILES = re.compile(
+    r"(index|manifest|state|dataset_info|dataset_dict)\.json|(journal|rejects)\.jsonl"
+)
 # Folders that are data sets, by the file that tells.
 MARKS = {"state.json": "datasets", "index.json": "mds", "dataset_dict.json": "datasets"}
 
@@ -122,11 +128,11 @@ def _state(found: Found) -> tuple[int, str]:
     return status.st_size, str(status.st_mtime_ns)
 
 
-def sources_of(folder: str, files: list[Found], format: str) -> list[Source]:
+def sources_of(folder: str, files: list[Found], format: str, losses: Losses) -> list[Source]:
     """The sources in a folder, in order, out of all files in it and in the folders in it.
 
     Args:
-        folder: the path or URL, as the user wrote it.
+        folder: the path or URL, as the user wrote it. losses: counts the files that are left out.
 
     Raises:
         UserError: none fits the format; one is unreadable; a data set that cannot be taken.
@@ -134,16 +140,26 @@ def sources_of(folder: str, files: list[Found], format: str) -> list[Source]:
     files = sorted(files, key=lambda found: found.order)
     sets = data_sets(files, format)
     taken: set[str] = set()
-    sources = []
+    sources: list[Source] = []
+    beside: list[Found] = []
     for found in files:
         above = _set_above(found.folder, sets)
         if above is None:
             told = told_format(found.path)
             if format == "text" or (told and format in ("auto", told)):
                 sources.append(source(found, format))
-        elif above not in taken:
+            else:
+                losses.add(OTHER_FORMAT if told else OTHER_NAME, public(found.path))
+            continue
+        if above not in taken:
             taken.add(above)
             sources += sets[above]
+        if told_format(found.path) and found.name not in MARKS:
+            beside.append(found)
+    own = {one.path for one in sources}
+    for found in beside:
+        if found.path not in own and not SET_FILES.fullmatch(found.name):
+            losses.add(BESIDE_SET, public(found.path))
     if not sources:
         raise UserError(f"folder {public(folder)} has no {_wanted(format)}")
     return sources

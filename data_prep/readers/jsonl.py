@@ -8,13 +8,14 @@ from typing import Any
 
 import orjson
 
-from data_prep.readers.values import RecordError, id_of, kind, labels_of, missing
+from data_prep.losses import NO_FIELD, WRONG_TYPE
+from data_prep.readers.values import RecordError, id_of, kind, labels_of, missing, reason_of
 from data_prep.settings import InputSettings
 
 REPLACEMENT = "\ufffd"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
-Record = tuple[bytes, list[str], str]  # text, labels, id; none and "" where they are not asked for
+Record = tuple[bytes, list[str], Any]  # text, labels, id; none and "" where they are not asked for
 
 
 class InvalidTextError(Exception):
@@ -29,14 +30,16 @@ class Parser:
     """Takes lines apart.
 
     Args:
-        settings: which fields hold the text, the labels and the id.
+        settings: which fields hold the text, the labels and the id. optional_id: as ReadTask has
+            it.
     """
 
-    def __init__(self, settings: InputSettings) -> None:
+    def __init__(self, settings: InputSettings, optional_id: bool = False) -> None:
+        self._optional_id = optional_id
         self._text_field, self._labels_field = settings.text_field, settings.labels_field
         self._id_field, self._separator = settings.id_field, settings.labels_separator
 
-    def block(self, lines: list[bytes]) -> tuple[list[bytes], list[list[str]], list[str]] | None:
+    def block(self, lines: list[bytes]) -> tuple[list[bytes], list[list[str]], list[Any]] | None:
         """Texts, labels and ids of lines that are all good; None if one is not, or blank."""
         field = self._text_field
         try:
@@ -65,7 +68,7 @@ class Parser:
             record = _read_again(line, str(error))
         text, labels, id = self._parts(record)
         for value in (text, *labels, id):
-            half = LONE_SURROGATE.search(value)
+            half = isinstance(value, str) and LONE_SURROGATE.search(value)
             if half:
                 raise InvalidTextError(0, f"half of a surrogate pair, \\u{ord(half.group()):04x}")
         return text.encode(), labels, id
@@ -81,13 +84,16 @@ class Parser:
         except (ValueError, RecursionError) as error:
             raise RecordError(f"not valid JSON ({error})") from None
         text, labels, id = self._parts(record)
-        text, id = (LONE_SURROGATE.sub(REPLACEMENT, value) for value in (text, id))
+        text = LONE_SURROGATE.sub(REPLACEMENT, text)
+        if isinstance(id, str):
+            id = LONE_SURROGATE.sub(REPLACEMENT, id)
         return text.encode(), [LONE_SURROGATE.sub(REPLACEMENT, label) for label in labels], id
 
-    def _parts(self, record: Any) -> tuple[str, list[str], str]:
+    def _parts(self, record: Any) -> tuple[str, list[str], Any]:
         text = self._field(record, self._text_field, "text_field")
         if not isinstance(text, str):
-            raise RecordError(f"field '{self._text_field}' holds {kind(text)}, not a string")
+            problem = f"field '{self._text_field}' holds {kind(text)}, not a string"
+            raise RecordError(problem, reason_of(text))
         labels = [] if self._labels_field is None else self._labels(record)
         return text, labels, "" if self._id_field is None else self._id(record)
 
@@ -96,15 +102,19 @@ class Parser:
         value = self._field(record, field, "labels_field")
         return labels_of(value, self._separator, f"field '{field}'")
 
-    def _id(self, record: Any) -> str:
+    def _id(self, record: Any) -> Any:
         field = self._id_field or ""
-        return id_of(self._field(record, field, "id_field"), f"field '{field}'")
+        if self._optional_id and field not in record:
+            return None
+        value = self._field(record, field, "id_field")
+        found = id_of(value, f"field '{field}'")
+        return value if self._optional_id else found
 
     def _field(self, record: Any, field: str, setting: str) -> Any:
         if not isinstance(record, dict):
-            raise RecordError(f"holds {kind(record)}, not an object with fields")
+            raise RecordError(f"holds {kind(record)}, not an object with fields", WRONG_TYPE)
         if field not in record:
-            raise RecordError(missing(field, list(record), setting))
+            raise RecordError(missing(field, list(record), setting), NO_FIELD)
         return record[field]
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.documents import Batch, batch_of
+from data_prep.losses import INVALID, TOO_LARGE
 from data_prep.readers import utf8
 from data_prep.readers.deliver import Delivery
 from data_prep.readers.mds_files import Columns
@@ -123,12 +124,14 @@ class TextDocuments:
                 if not utf8.is_utf8(document):
                     if not self._replace:
                         at = utf8.first_invalid(document)
-                        raise RecordError(utf8.complaint(at, document[at]))
+                        raise RecordError(utf8.complaint(at, document[at]), INVALID)
                     document, replaced = utf8.mended(document), replaced + 1
                 if end - start > self._input.max_document_mb * MIB:
-                    raise RecordError(document_too_large(self._input.max_document_mb))
+                    problem = document_too_large(self._input.max_document_mb)
+                    raise RecordError(problem, TOO_LARGE)
             except RecordError as error:
-                self._problems.add(self._blocks.folder.path, self._where(row), str(error))
+                where = self._where(row)
+                self._problems.add(self._blocks.folder.path, where, str(error), error.reason, row)
                 continue
             held.append((document, more))
         yield _joined(held, replaced)

@@ -37,13 +37,15 @@ def open_part(
     settings: ShardSettings,
     problems: Problems,
     progress: Callable[[int], None],
+    optional_id: bool = False,
 ) -> Reader:
     """The reader for a part, by the format of its source.
 
     Args:
         progress: called with stored bytes as they are read; they sum up to about part.weight.
+        optional_id: as ReadTask.optional_id.
     """
-    task, format = ReadTask(part, settings, problems, progress), part.source.format
+    task, format = ReadTask(part, settings, problems, progress, optional_id), part.source.format
     if format == "mds":
         from data_prep.readers import mds as mds_read
 

@@ -1,10 +1,12 @@
-"""The documents of a JSON Lines file: one object a line, blank lines ignored."""
+"""The documents of a JSON Lines file: one object a line, blank lines are left out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from data_prep.documents import Batch, batch_of
+from data_prep.losses import BLANK, INVALID, TOO_LARGE
 from data_prep.readers import jsonl, spans
 from data_prep.readers.files import PartStream
 from data_prep.readers.task import ReadTask
@@ -26,7 +28,7 @@ class JsonlReader:
         self._replace = task.settings.on_invalid == "replace"
         self._stream = PartStream(task.part, task.progress)
         self._lines = LinePlace(task.part)
-        self._parse = jsonl.Parser(self._input)
+        self._parse = jsonl.Parser(self._input, task.optional_id)
         self._line, self._offset = 1, task.part.start
         self._digest = ""
 
@@ -37,7 +39,7 @@ class JsonlReader:
             UserError: a file that cannot be read, or changed; a problem, unless they are skipped.
         """
         try:
-            for piece in spans.line_pieces(self._stream.chunks()):
+            for piece in spans.line_pieces(self._stream.chunks(), self._part.source.live):
                 block = self._held(piece) if isinstance(piece, spans.Long) else piece
                 if block:
                     yield self._batch(block)
@@ -58,7 +60,7 @@ class JsonlReader:
         line, size = spans.held(long, self._input.max_record_mb * MIB)
         if line is not None:
             return line + long.behind
-        self._refuse(self._line, too_large(self._input.max_record_mb))
+        self._refuse(self._line, too_large(self._input.max_record_mb), TOO_LARGE)
         self._line += 1
         self._offset += size + len(long.behind)
         return b""
@@ -85,14 +87,16 @@ class JsonlReader:
         """The same for lines of which some are blank, or no good record."""
         documents: list[bytes] = []
         labels: list[list[str]] = []
-        ids: list[str] = []
+        ids: list[Any] = []
         places: list[int] = []
         replaced = 0
         for number, line in enumerate(lines, first):
             try:
                 record, mended = self._record(line, offset)
+                if record is None:
+                    self._leave_out(number)
             except RecordError as error:
-                self._refuse(number, str(error))
+                self._refuse(number, str(error), error.reason)
                 record, mended = None, False
             offset += len(line) + 1
             if record is not None:
@@ -116,18 +120,22 @@ class JsonlReader:
             RecordError: it is no good record.
         """
         if len(line) > self._input.max_record_mb * MIB:
-            raise RecordError(too_large(self._input.max_record_mb))
+            raise RecordError(too_large(self._input.max_record_mb), TOO_LARGE)
         mended = False
         try:
             record = self._parse(line)
         except jsonl.InvalidTextError as error:
             if not self._replace:
                 place = f"byte {offset + error.offset:,}"
-                raise RecordError(f"invalid UTF-8 at {place} ({error}); {MENDING}") from None
+                problem = f"invalid UTF-8 at {place} ({error}); {MENDING}"
+                raise RecordError(problem, INVALID) from None
             record, mended = self._parse.mended(line), True
         if record is not None and len(record[0]) > self._input.max_document_mb * MIB:
-            raise RecordError(document_too_large(self._input.max_document_mb))
+            raise RecordError(document_too_large(self._input.max_document_mb), TOO_LARGE)
         return record, mended
 
-    def _refuse(self, line: int, problem: str) -> None:
-        self._problems.add(self._part.source.path, self.where(line), problem)
+    def _leave_out(self, line: int) -> None:
+        self._problems.leave_out(BLANK, self._part.source.path, lambda: self.where(line))
+
+    def _refuse(self, line: int, problem: str, reason: str) -> None:
+        self._problems.add(self._part.source.path, self.where(line), problem, reason, line)

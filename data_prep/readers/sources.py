@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from data_prep.documents import Part, Source
+from data_prep.losses import FOLDER_LINK, HIDDEN, MATCHED_FOLDER, TWICE, Losses
 from data_prep.readers import folders
 from data_prep.readers.files import Stored, asked
 from data_prep.readers.folders import Found
@@ -20,31 +21,53 @@ LINE_END = re.compile(rb"\n")
 BLANK_LINE = re.compile(rb"\n[ \t\r\f\v]*\n")
 
 
-def find_sources(inputs: list[str], settings: InputSettings) -> list[Source]:
-    """The files and data sets that the inputs name, in order.
+def find_sources(
+    inputs: list[str], settings: InputSettings, losses: Losses | None = None
+) -> list[Source]:
+    """The files and data sets that the inputs name, in order, each one once.
 
     Args:
         inputs: files, folders, globs, and URLs of object stores.
+        losses: counts what is found there and left out; None: it is not counted.
 
     Raises:
         UserError: an input that is missing, empty, unreadable, or of a format that does not show.
     """
-    sources = []
+    losses = Losses() if losses is None else losses
+    found = []
     for entry in inputs:
         find = _remote if is_url(entry) else _local
-        sources += find(entry, settings.format)
+        found += find(entry, settings.format, losses)
+    sources = _once(found, losses)
     if not any(source.size for source in sources):
         names = ", ".join(map(public, inputs[:3])) + (" ..." if len(inputs) > 3 else "")
         raise UserError(f"{names}: empty, there is nothing to convert")
     return sources
 
 
-def _local(entry: str, format: str) -> list[Source]:
+def _once(sources: list[Source], losses: Losses) -> list[Source]:
+    """Leave out files and folders that come a second time, by whatever name."""
+    taken: set[object] = set()
+    kept = []
+    for source in sources:
+        key: object = source.path
+        if not is_url(source.path):
+            status = os.stat(source.path)
+            key = status.st_dev, status.st_ino
+        if key in taken:
+            losses.add(TWICE, public(source.path))
+        else:
+            kept.append(source)
+        taken.add(key)
+    return kept
+
+
+def _local(entry: str, format: str, losses: Losses) -> list[Source]:
     """The sources of one input: itself, the files of a folder, or what a glob matches."""
     if os.path.isdir(entry):
-        return folders.sources_of(entry, _walk(entry), format)
+        return folders.sources_of(entry, _walk(entry, losses), format, losses)
     if os.path.lexists(entry):
-        return [_file(entry, format)]
+        return [one_file(entry, format)]
     if not glob.has_magic(entry):
         raise UserError(f"no such file or folder: {entry}")
     paths = sorted(glob.glob(entry, recursive=True))
@@ -53,36 +76,51 @@ def _local(entry: str, format: str) -> list[Source]:
     sources = []
     for path in paths:
         if not os.path.isdir(path):
-            sources.append(_file(path, format))
-        else:
-            inner = [Found(name, os.path.join(path, name)) for name in sorted(os.listdir(path))]
-            sources += folders.data_sets(inner, format).get("", [])
+            sources.append(one_file(path, format))
+            continue
+        inner = [Found(name, os.path.join(path, name)) for name in sorted(os.listdir(path))]
+        data_set = folders.data_sets(inner, format).get("", [])
+        if not data_set:
+            losses.add(MATCHED_FOLDER, path)
+        sources += data_set
     if not sources:
         raise UserError(f"{entry} matches only folders: name files, or one of the folders")
     return sources
 
 
-def _walk(folder: str) -> list[Found]:
-    """All files in a folder and the folders in it, hidden ones left out."""
+def _walk(folder: str, losses: Losses) -> list[Found]:
+    """All files in a folder and the folders in it; hidden ones and links to folders left out."""
 
     def fail(error: OSError) -> None:
         raise UserError(f"cannot read folder {error.filename}: {error.strerror}")
 
     found = []
     for here, inner, names in os.walk(folder, onerror=fail):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                path = os.path.join(here, name)
+        walked = []
+        for name in sorted(inner):
+            path = os.path.join(here, name)
+            if name.startswith("."):
+                losses.add(HIDDEN, path)
+            elif os.path.islink(path):
+                losses.add(FOLDER_LINK, path)
+            else:
+                walked.append(name)
+        inner[:] = walked
+        for name in sorted(names):
+            path = os.path.join(here, name)
+            if name.startswith("."):
+                losses.add(HIDDEN, path)
+            else:
                 found.append(Found(os.path.relpath(path, folder).replace(os.sep, "/"), path))
     return found
 
 
-def _file(path: str, format: str) -> Source:
+def one_file(path: str, format: str) -> Source:
+    """One file as a source. Raises UserError as folders.source."""
     return folders.source(Found(os.path.basename(path), path), format)
 
 
-def _remote(entry: str, format: str) -> list[Source]:
+def _remote(entry: str, format: str, losses: Losses) -> list[Source]:
     """The same for a URL."""
     store, path = filesystem(entry)
     # A signed address has a ? in it, which is no pattern.
@@ -110,9 +148,13 @@ def _remote(entry: str, format: str) -> list[Source]:
         # Stores keep empty objects that stand for folders.
         folder = not relative or relative.endswith("/")
         hidden = any(piece.startswith(".") for piece in relative.split("/"))
-        if name.startswith(root) and not folder and not hidden:
+        if not name.startswith(root) or folder:
+            continue
+        if hidden:
+            losses.add(HIDDEN, f"{public(entry).rstrip('/')}/{relative}")
+        else:
             found.append(Found(relative, f"{entry.rstrip('/')}/{relative}", info))
-    return folders.sources_of(entry, found, format)
+    return folders.sources_of(entry, found, format, losses)
 
 
 def _object(url: str, info: dict[str, Any], format: str) -> Source:

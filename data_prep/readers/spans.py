@@ -48,20 +48,24 @@ def held(long: Long, limit: int) -> tuple[bytes | None, int]:
     return (b"".join(fragments) if size <= limit else None), size
 
 
-def line_pieces(chunks: Iterable[bytes]) -> Iterator[bytes | Long]:
+def line_pieces(chunks: Iterable[bytes], live: bool = False) -> Iterator[bytes | Long]:
     """Pieces of about BATCH_BYTES that end with a newline (the last may lack it), and long lines.
+
+    Args:
+        live: hand whole lines on as soon as they are there.
 
     Raises:
         DamagedError: as the chunks, after all lines that came whole.
     """
     source = iter(chunks)
+    least = 1 if live else BATCH_BYTES
     held: list[bytes] = []
     size = 0
     try:
         for chunk in source:
             held.append(chunk)
             size += len(chunk)
-            if size < BATCH_BYTES:
+            if size < least:
                 continue
             cut = chunk.rfind(b"\n") + 1
             if cut:

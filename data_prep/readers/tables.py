@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 from data_prep.documents import Batch, batch_of
+from data_prep.losses import BLANK, INVALID, NO_FIELD, NOT_A_RECORD, TOO_LARGE
 from data_prep.readers import spans
 from data_prep.readers.files import PartStream
 from data_prep.readers.records import BYTE_ORDER_MARK
@@ -29,8 +32,8 @@ class _Lines:
             record's text; its invalid bytes are surrogates.
     """
 
-    def __init__(self, chunks: Iterator[bytes], limit_mb: int) -> None:
-        self._lines = _bytes_lines(chunks, limit_mb * MIB)
+    def __init__(self, chunks: Iterator[bytes], limit_mb: int, live: bool) -> None:
+        self._lines = _bytes_lines(chunks, limit_mb * MIB, live)
         self._limit_mb = limit_mb
         self._offset = 0
         self.number, self.size, self.invalid = 0, 0, ""
@@ -49,7 +52,7 @@ class _Lines:
         self.size += size
         self._offset += size
         if line is None or self.size > self._limit_mb * MIB:
-            raise RecordError(too_large(self._limit_mb))
+            raise RecordError(too_large(self._limit_mb), TOO_LARGE)
         if offset == 0:
             line = line.removeprefix(BYTE_ORDER_MARK)
             offset = size - len(line)
@@ -60,9 +63,11 @@ class _Lines:
             return line.decode(errors="surrogateescape")
 
 
-def _bytes_lines(chunks: Iterator[bytes], limit: int) -> Iterator[tuple[bytes | None, int]]:
+def _bytes_lines(
+    chunks: Iterator[bytes], limit: int, live: bool
+) -> Iterator[tuple[bytes | None, int]]:
     """Lines with their newlines and their sizes; None for one above the limit."""
-    for piece in spans.line_pieces(chunks):
+    for piece in spans.line_pieces(chunks, live):
         if isinstance(piece, spans.Long):
             line, size = spans.held(piece, limit)
             yield (None if line is None else line + b"\n"), size + 1
@@ -76,7 +81,8 @@ class TableReader:
 
     def __init__(self, task: ReadTask) -> None:
         self._source, self._problems = task.part.source, task.problems
-        self._input = task.settings.input
+        self._input, self._optional_id = task.settings.input, task.optional_id
+        self._batch_bytes = 1 if task.part.source.live else BATCH_BYTES
         self._replace = task.settings.on_invalid == "replace"
         self._stream = PartStream(task.part, task.progress)
         self._columns: list[str] = []
@@ -112,7 +118,7 @@ class TableReader:
                 places.append(place)
                 size += len(row[0])
                 replaced += mended
-                if size >= BATCH_BYTES:
+                if size >= self._batch_bytes:
                     yield self._batch(rows, places, replaced)
                     rows, places, size, replaced = [], [], 0, 0
         except DamagedError:
@@ -137,7 +143,7 @@ class TableReader:
         Raises:
             DamagedError: as the chunks, or a header without the columns.
         """
-        lines = _Lines(self._stream.chunks(), self._input.max_record_mb)
+        lines = _Lines(self._stream.chunks(), self._input.max_record_mb, self._source.live)
         # The same limit for all: whatever is above it, `lines` has refused before.
         csv.field_size_limit(max(csv.field_size_limit(), self._input.max_record_mb * MIB))
         delimiter = DELIMITERS[self._source.format]
@@ -151,7 +157,9 @@ class TableReader:
                 if mended:
                     fields = self._mended(fields, lines.invalid)
                 if not fields:
-                    continue  # a blank line
+                    where = partial(self.where, place)
+                    self._problems.leave_out(BLANK, self._source.path, where)
+                    continue
                 if self._columns:
                     yield place, self._row(fields), mended
                 else:
@@ -159,27 +167,30 @@ class TableReader:
             except StopIteration:
                 return
             except (RecordError, csv.Error) as error:
-                told = str(error)
+                told, reason = str(error), getattr(error, "reason", NOT_A_RECORD)
                 if told.startswith("new-line character"):  # and advice for programmers
                     told = "a carriage return stands in a field without quotes"
                 if not self._columns:
                     raise DamagedError(f"has no header that can be used: {told}") from error
-                self._problems.add(self._source.path, self.where(place), told)
+                self._problems.add(self._source.path, self.where(place), told, reason, place)
 
     def _mended(self, fields: list[str], invalid: str) -> list[str]:
         if not self._replace:
-            raise RecordError(invalid)
+            raise RecordError(invalid, INVALID)
         raw = [field.encode(errors="surrogateescape") for field in fields]
         return [field.decode(errors="replace") for field in raw]
 
     def _begin(self, header: list[str]) -> None:
         """Takes the header."""
+        if self._optional_id and self._input.id_field not in header:
+            self._input = replace(self._input, id_field=None)
         for setting in ("text_field", "labels_field", "id_field"):
             name = getattr(self._input, setting)
             if name is not None and header.count(name) != 1:
                 twice = f"several columns are named '{name}'"
                 raise RecordError(
-                    twice if name in header else missing(name, header, setting, "column")
+                    twice if name in header else missing(name, header, setting, "column"),
+                    NO_FIELD,
                 )
         self._columns = header
 
@@ -197,7 +208,7 @@ class TableReader:
         record = dict(zip(self._columns, fields, strict=True))
         text = record[self._input.text_field].encode()
         if len(text) > self._input.max_document_mb * MIB:
-            raise RecordError(document_too_large(self._input.max_document_mb))
+            raise RecordError(document_too_large(self._input.max_document_mb), TOO_LARGE)
         labels: list[str] = []
         if self._input.labels_field is not None:
             cell = record[self._input.labels_field]

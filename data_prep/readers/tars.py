@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from data_prep.documents import Batch, batch_of
+from data_prep.losses import BAD_NAME, LINK_MEMBER
 from data_prep.readers.deliver import Delivery
 from data_prep.readers.files import PartStream
 from data_prep.readers.task import ReadTask
@@ -115,15 +116,15 @@ class TarReader:
         """Whether a member is a document; folders are none, and anything odd is a problem."""
         if member.isdir():
             return False
-        problem = ""
+        problem, reason = "", LINK_MEMBER
         if member.name.startswith("/") or ".." in member.name.split("/"):
-            problem = "its path leads out of the tar file's folder"
+            problem, reason = "its path leads out of the tar file's folder", BAD_NAME
         elif member.issym() or member.islnk():
             problem = "is a link, not a file"
         elif not member.isreg() or member.issparse():
             problem = "is no regular file"
         if problem:
-            self._problems.add(self._source.path, f"member {member.name}", problem)
+            self._problems.add(self._source.path, f"member {member.name}", problem, reason)
         return not problem
 
 

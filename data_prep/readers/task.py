@@ -16,9 +16,11 @@ class ReadTask:
     Attributes:
         problems: where documents go that cannot be taken.
         progress: called with stored bytes as they are read; they sum up to about part.weight.
+        optional_id: a record need not have the field input.id_field; ids keep their type.
     """
 
     part: Part
     settings: ShardSettings
     problems: Problems
     progress: Callable[[int], None]
+    optional_id: bool = False

@@ -41,7 +41,8 @@ class TextReader:
             if self._document == "file":
                 yield from self._delivery.long(chunks, public(self._source.path))
             elif self._document == "line":
-                yield from self._documents(spans.line_pieces(chunks), spans.line_spans)
+                live = self._source.live
+                yield from self._documents(spans.line_pieces(chunks, live), spans.line_spans)
             else:
                 yield from self._documents(spans.block_pieces(chunks), spans.block_spans)
         except DamagedError as error:
@@ -58,7 +59,9 @@ class TextReader:
                     self._delivery.advance(fragment)
                 self._delivery.advance(piece.behind)
             else:
-                yield self._delivery.whole(piece, *spans_of(piece))
+                starts, ends = spans_of(piece)
+                first = self._delivery.line if self._document == "line" else 0
+                yield self._delivery.whole(piece, starts, ends, first)
 
     def digest(self) -> str:
         """xxh3_128 of the stored bytes of the part, once all batches are read."""
@@ -82,10 +85,15 @@ class LinePlace:
             UserError: the file cannot be read.
         """
         if self._before < 0:
-            self._before = 0
-            with Stored(self._part.source) as stored:
-                at, end = 0, self._part.start
-                while at < end and (chunk := stored.read(at, min(stored.read_size, end - at))):
-                    self._before += chunk.count(b"\n")
-                    at += len(chunk)
+            self._before = 0 if self._part.start == 0 else self._counted()
         return f"line {self._before + place:,}"
+
+    def _counted(self) -> int:
+        """Return how many lines end before the part."""
+        found = 0
+        with Stored(self._part.source) as stored:
+            at, end = 0, self._part.start
+            while at < end and (chunk := stored.read(at, min(stored.read_size, end - at))):
+                found += chunk.count(b"\n")
+                at += len(chunk)
+        return found

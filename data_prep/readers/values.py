@@ -5,13 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from data_prep.losses import NOT_A_RECORD, NULL, WRONG_TYPE
 from elemdist.errors import nearest
 
 FIELDS_NAMED = 12  # in an error; a record can have hundreds
 
 
 class RecordError(Exception):
-    """A record that is not as the settings describe it; the message says why."""
+    """A record that is not as the settings describe it; the message says why.
+
+    Attributes:
+        reason: one of losses.py.
+    """
+
+    def __init__(self, problem: str, reason: str = NOT_A_RECORD) -> None:
+        super().__init__(problem)
+        self.reason = reason
+
+
+def reason_of(value: Any) -> str:
+    """Return why a value of the wrong type is none: it is null, or something else."""
+    return NULL if value is None else WRONG_TYPE
 
 
 def kind(value: Any) -> str:
@@ -37,7 +51,8 @@ def labels_of(value: Any, separator: str | None, field: str) -> list[str]:
     labels = value if isinstance(value, list) else [value]
     for label in labels:
         if isinstance(label, bool) or not isinstance(label, (str, int)):
-            raise RecordError(f"{field} holds {kind(label)}: labels are strings or integers")
+            problem = f"{field} holds {kind(label)}: labels are strings or integers"
+            raise RecordError(problem, reason_of(label))
     return [str(label) for label in labels]
 
 
@@ -48,7 +63,8 @@ def id_of(value: Any, field: str) -> str:
         RecordError: the value is none of these.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise RecordError(f"{field} holds {kind(value)}: an id is a string or an integer")
+        problem = f"{field} holds {kind(value)}: an id is a string or an integer"
+        raise RecordError(problem, reason_of(value))
     return str(value)
 
 

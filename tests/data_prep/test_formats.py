@@ -181,10 +181,12 @@ def test_duplicates(tmp_path: Path) -> None:
     texts = ["one", "two", "One ", "one", "three", "two"]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    again = tmp_path / "b.jsonl"  # a copy: one file that is named twice is read once
+    again.write_bytes(path.read_bytes())
     left = {"exact": ["one", "two", "One ", "three"], "normalized": ["one", "two", "three"]}
     for dedup, wanted in left.items():
         out = tmp_path / dedup
-        (manifest,) = run([path, path], out, dedup=dedup).manifests
+        (manifest,) = run([path, again], out, dedup=dedup).manifests
         assert texts_of(out) == wanted
         assert manifest["counts"]["duplicate_documents"] == 12 - len(wanted)
         sizes = 2 * sum(map(len, texts)) - sum(map(len, wanted))
