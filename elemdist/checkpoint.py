@@ -82,7 +82,7 @@ class Checkpoint:
         tree = self.manifest.get("settings")
         if (wrong := misfit(tree, TrainSettings)) is not None:
             raise unusable(self.path / "manifest.json", ValueError(f"settings: {wrong}"))
-        return build(TrainSettings, tree)
+        return build(TrainSettings, tree or {})
 
     def weights(self) -> dict[str, Tensor]:
         """Name -> tensor of the whole model, in the precision it was trained in, on the CPU.

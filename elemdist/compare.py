@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from elemdist.atomic import write_atomically
 from elemdist.compare_noise import Points, noise_points, noise_table
@@ -36,6 +35,7 @@ from elemdist.compare_stages import StageError, Stages, lines_of, write_json
 from elemdist.config import TrainSettings
 from elemdist.errors import UserError
 from elemdist.locks import lock
+from elemdist.yaml_text import read_tree, yaml_text
 
 # What may differ between two calls in the same folder: it changes no result.
 FREE = ("out", "keep_going", "resamples")
@@ -120,7 +120,7 @@ def claimed(out: Path, settings: CompareSettings) -> Iterator[None]:
     """The folder of a comparison, for this process alone. Raises UserError where it is another's,
     or in use."""
     tree = {k: v for k, v in dataclasses.asdict(settings).items() if k not in FREE}
-    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    text = yaml_text(tree)
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -134,22 +134,22 @@ def claimed(out: Path, settings: CompareSettings) -> Iterator[None]:
             if unknown := [child.name for child in out.iterdir() if child.name != ".lock"]:
                 raise UserError(f"out: {out} holds {unknown[0]}, which no comparison made")
             write_atomically(stated, text)
-        elif (before := stated.read_text(encoding="utf-8")) != text:
-            raise UserError(f"out: {difference(before, tree, out)}; name another folder")
+        elif others := other_settings(stated, tree):
+            told = ", ".join(others)
+            raise UserError(
+                f"out: {out} holds a comparison with other settings ({told}); name another folder"
+            )
         yield
     finally:
         os.close(handle)
 
 
-def difference(before: str, tree: dict[str, Any], out: Path) -> str:
-    """What of the settings is another than in the folder."""
-    try:
-        old = yaml.safe_load(before)
-    except yaml.YAMLError:  # no file of ours any more
-        old = None
+def other_settings(stated: Path, tree: dict[str, Any]) -> list[str]:
+    """Return the names of the settings that are others than in the folder. Raises UserError where
+    its file cannot be read."""
+    old = read_tree(stated)
     old = old if isinstance(old, dict) else {}
-    names = [name for name, value in tree.items() if old.get(name) != value]
-    return f"{out} holds a comparison with other settings ({', '.join(names)})"
+    return [name for name in tree | old if old.get(name, tree) != tree.get(name, old)]
 
 
 def learn_vocabularies(settings: CompareSettings, stages: Stages) -> None:

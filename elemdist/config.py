@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from elemdist.deepspeed_config import check_settings
 from elemdist.errors import UserError
+from elemdist.json_types import misfit
 from elemdist.model_settings import ModelSettings
 from elemdist.run_settings import (
     BatchSettings,
@@ -125,6 +126,8 @@ class TrainSettings:
 
     def check_values(self) -> None:
         """Raises UserError on a value that cannot be, whatever the run."""
+        if (wrong := misfit(self, TrainSettings)) is not None:
+            raise UserError(wrong)
         check_settings(self)
         for low, names in ((1, AT_LEAST_1), (0, AT_LEAST_0)):
             at_least(low, **{name: attrgetter(name)(self) for name in names.split()})

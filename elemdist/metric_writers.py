@@ -14,10 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from elemdist.atomic import write_atomically
 from elemdist.errors import UserError
+from elemdist.yaml_text import read_tree
 
 KEPT_PIECES = 100_000  # that wait for a disk; beyond, the oldest are dropped
 
@@ -137,7 +136,7 @@ class WandbRun:
                 resume="allow",
                 name=run_dir.resolve().name,
                 dir=str(run_dir),
-                config=yaml.safe_load(settings.read_text(encoding="utf-8")),
+                config=read_tree(settings),
                 # Not the command line either, whose URLs can hold keys.
                 settings=wandb.Settings(
                     x_disable_meta=True, disable_git=True, disable_code=True, console="off",
@@ -147,7 +146,7 @@ class WandbRun:
             write_atomically(id_file, run_id + "\n")
             for kind in ("train", "eval"):
                 self.run.define_metric(f"{kind}/*", step_metric="step")
-        except (wandb.Error, OSError, ValueError, yaml.YAMLError) as error:
+        except (wandb.Error, OSError, ValueError) as error:
             raise UserError(
                 f"wandb: project '{project}' cannot be opened: {first_line(error)};"
                 " see `wandb login`, or set WANDB_MODE=offline"

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from elemdist.atomic import TEMPORARY, remove_leftovers, write_atomically
 from elemdist.config import TrainSettings
@@ -30,6 +29,7 @@ from elemdist.json_text import json_text
 from elemdist.os_errors import reason_of
 from elemdist.remote import public
 from elemdist.stop import read_end, write_end
+from elemdist.yaml_text import yaml_text
 
 PACKAGES = ["elemdist", "torch", "deepspeed", "mosaicml-streaming", "numpy", "safetensors"]
 
@@ -80,7 +80,7 @@ def describe(
 
     Raises UserError where that cannot be written.
     """
-    text = yaml.safe_dump(public_settings(settings), sort_keys=False, allow_unicode=True)
+    text = yaml_text(public_settings(settings))
     files = {
         "settings.yaml": text,
         "environment.json": json_text({**environment(), **facts}, indent=2) + "\n",

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from elemdist.commandline import leaf_types, parse, read_recipe, split_arguments
+from elemdist.commandline import as_word, leaf_types, parse, read_recipe, split_arguments
 from elemdist.config import TrainSettings, at_least
 from elemdist.errors import UserError, nearest
 from elemdist.remote import public
+from elemdist.yaml_text import Scalar, Tree, yaml_text
 from launcher.local import count_gpus
 from launcher.plan import CONFIGS, PlanSettings
 
@@ -210,13 +209,13 @@ def read(argv: list[str], prog: str, description: str | None = None) -> LaunchSe
 def stated(argv: list[str]) -> dict[str, str]:
     """What the arguments and their recipes set: dotted key -> text. Raises UserError."""
     known = leaf_types(LaunchSettings)
-    found: dict[str, str] = {}
+    found: dict[str, Tree] = {}
     recipes, values = split_arguments(argv, known)
     for recipe in recipes:
         found |= read_recipe(recipe, known)
-    if name := values.get("cluster", found.get("cluster")):
-        found = read_recipe(str(cluster_file(name)), known) | found
-    return found | values
+    if (name := values.get("cluster", found.get("cluster"))) and isinstance(name, Scalar):
+        found = read_recipe(str(cluster_file(name.text)), known) | found
+    return {key: as_word(tree) for key, tree in (found | values).items()}
 
 
 def changed(settings: Any, kind: type | None = None) -> dict[str, Any]:
@@ -247,7 +246,7 @@ def plain(value: Any) -> Any:
 
 def as_recipe(settings: Any, kind: type | None = None) -> str:
     """A recipe that gives these settings."""
-    return yaml.safe_dump(changed(settings, kind), sort_keys=False, allow_unicode=True)
+    return yaml_text(changed(settings, kind))
 
 
 def train_recipe(settings: LaunchSettings) -> str:

@@ -17,8 +17,9 @@ import re
 from pathlib import Path
 
 from elemdist.atomic import write_atomically
-from elemdist.commandline import flatten, leaf_types, read_yaml
+from elemdist.commandline import as_word, flatten, leaf_types
 from elemdist.errors import UserError
+from elemdist.yaml_text import read_yaml
 from launcher import slurm
 from launcher.launch import (
     check_cluster,
@@ -75,7 +76,8 @@ def read_sweep(argv: list[str], shared: LaunchSettings, place: Path) -> list[Lau
     found = []
     for number, entry in enumerate(entries):
         here = f"{path}: entry {number}"
-        values = flatten(entry, known, here)
+        given = flatten(entry, known, here)
+        values = {name: as_word(tree) for name, tree in given.items()}
         for name in values:
             if name in SHARED or name.startswith("slurm."):
                 raise UserError(f"{here}: {name} is the same for all runs of a sweep")
