@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from elemdist.atomic import write_atomically
-from elemdist.commandline import as_word, flatten, leaf_types
+from elemdist.commandline import flatten, leaf_types
 from elemdist.errors import UserError
-from elemdist.yaml_text import read_yaml
+from elemdist.json_text import json_text
+from elemdist.setting_values import typed
+from elemdist.yaml_text import Tree, read_yaml
 from launcher import slurm
 from launcher.launch import (
     check_cluster,
@@ -77,7 +80,7 @@ def read_sweep(argv: list[str], shared: LaunchSettings, place: Path) -> list[Lau
     for number, entry in enumerate(entries):
         here = f"{path}: entry {number}"
         given = flatten(entry, known, here)
-        values = {name: as_word(tree) for name, tree in given.items()}
+        values = {name: word(tree, known[name], f"{here}: {name}") for name, tree in given.items()}
         for name in values:
             if name in SHARED or name.startswith("slurm."):
                 raise UserError(f"{here}: {name} is the same for all runs of a sweep")
@@ -91,6 +94,12 @@ def read_sweep(argv: list[str], shared: LaunchSettings, place: Path) -> list[Lau
             raise UserError(f"{here}: {error}") from None
         found.append(one)
     return found
+
+
+def word(tree: Tree, kind: Any, place: str) -> str:
+    """Return a setting as a word of a command line. Raises UserError where it does not fit."""
+    value = typed(tree, kind, place)
+    return value if isinstance(value, str) else json_text(value)
 
 
 def folder_name(values: dict[str, str]) -> str:
