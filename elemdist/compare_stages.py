@@ -22,6 +22,7 @@ from elemdist.compare_settings import CompareSettings, Entry
 from elemdist.config import TrainSettings
 from elemdist.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 from elemdist.json_text import json_text
+from elemdist.rank_variables import without_ranks
 from elemdist.stop import die_with_parent, read_end
 
 TRIAL_STEPS = 40  # of which the first half only warms up
@@ -65,6 +66,7 @@ class Stages:
         with open(log, "ab") as file:
             process = subprocess.Popen(
                 command,
+                env=without_ranks(os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
-from contextlib import nullcontext
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from elemdist import slurm_ranks
+from elemdist import rank_variables, slurm_ranks
 from elemdist.batch_plan import BatchPlan
 from elemdist.blocks import Block
 from elemdist.compile_check import compile_obstacle
@@ -29,6 +31,7 @@ from elemdist.model import Model, parameter_groups
 from elemdist.ports import free_port
 
 Result = TypeVar("Result")
+WAIT_S = 60.0  # for the other ranks, before it is said
 
 
 @dataclass(frozen=True)
@@ -68,28 +71,60 @@ def use_threads(local_world_size: int) -> None:
         torch.set_num_threads(max(1, cores // local_world_size))
 
 
-def join_ranks(settings: TrainSettings) -> Ranks:
-    """Joins the process group that RANK, WORLD_SIZE and MASTER_ADDR describe, or srun; alone
-    without."""
+def take_place() -> None:
+    """Sees to RANK and so on: those that are set, those of srun or of MPI, else of one rank alone.
+    Raises UserError where they do not go together."""
     if slurm_ranks.in_step():
         slurm_ranks.take_ranks()
-    if "RANK" not in os.environ:
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-        os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    elif rank_variables.in_mpi():
+        rank_variables.take_mpi_ranks()
+    if "RANK" in os.environ:
+        return rank_variables.check_ranks()
+    rank_variables.forget_ranks()
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+
+
+@contextmanager
+def told_when_late(seconds: float) -> Iterator[None]:
+    """Says for whom this rank waits in here, once that takes so long."""
+    rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    line = f"elemdist train: rank {rank} of {size} waits for the others, which meet at {place}"
+    timer = threading.Timer(seconds, print, [line], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def join_ranks(settings: TrainSettings) -> Ranks:
+    """Joins the process group that RANK, WORLD_SIZE and MASTER_ADDR describe, or srun, or MPI;
+    alone without."""
+    take_place()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     world_size = int(os.environ["WORLD_SIZE"])
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     # DeepSpeed derives its accelerator from this when it is imported.
-    device = choose_device(settings.device, local_rank)
+    try:
+        device = choose_device(settings.device, local_rank)
+    except UserError as error:
+        if 0 < local_rank == torch.cuda.device_count():  # rank 0, which speaks else, has a GPU
+            print(f"elemdist train: error: {error}", file=sys.stderr, flush=True)
+        raise
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    use_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    use_threads(local_world_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "gloo" if device.type == "cpu" else "nccl",
-        # Longer than the watchdog's, which has more to say of a rank that hangs.
-        timeout=timedelta(seconds=max(1800.0, settings.guard.stall_s + 600)),
-        device_id=device if device.type == "cuda" else None,
-    )
+    with told_when_late(WAIT_S):
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else "nccl",
+            # Longer than the watchdog's, which has more to say of a rank that hangs.
+            timeout=timedelta(seconds=max(1800.0, settings.guard.stall_s + 600)),
+            device_id=device if device.type == "cuda" else None,
+        )
     return Ranks(dist.get_rank(), local_rank, dist.get_world_size(), device)
 
 

@@ -8,7 +8,7 @@ import socket
 
 # Below those that the system gives to outgoing connections, one of which could take a port before
 # whoever asked for it listens.
-CHOICE = range(20_000, 32_000)
+PORTS = range(20_000, 32_000)
 TRIES = 100
 
 
@@ -24,7 +24,7 @@ def free_ports(count: int) -> list[int]:
         OSError: of a hundred ports there were not so many.
     """
     found: list[int] = []
-    for port in random.SystemRandom().sample(CHOICE, TRIES):
+    for port in random.SystemRandom().sample(PORTS, TRIES):
         if len(found) == count:
             break
         with socket.socket() as probe, contextlib.suppress(OSError):

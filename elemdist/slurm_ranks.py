@@ -2,26 +2,58 @@
 
 srun -N2 --ntasks-per-node=2 elemdist train RECIPE.yaml --run-dir RUN
 
-SLURM owns every rank: no agent, no ssh, no rendezvous service stands between.
+SLURM owns every rank: no agent, no ssh, no rendezvous service stands between. The variables of a
+step are handed on, also to a job that one of its tasks submits, so they count only where this
+process belongs to that very step: SLURM's daemon of the step is among its ancestors.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import socket
 import subprocess
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
 from elemdist.errors import UserError
+from elemdist.ports import PORTS
+from elemdist.rank_variables import words_of
 
-PORTS = range(20_000, 32_000)  # below those that systems give to outgoing connections
+SCONTROL_S = 60
 
 
-def in_step(environment: MutableMapping[str, str] = os.environ) -> bool:
-    """Whether this process is one of several tasks of srun that have no ranks yet."""
+def says_step(environment: Mapping[str, str]) -> bool:
+    """Whether the variables are those of one of several tasks of srun that have no ranks yet."""
     # A batch script has the other variables, too, but is in no step; a shell of srun is one task.
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     return "RANK" not in environment and "SLURM_STEP_ID" in environment and tasks != "1"
+
+
+def in_step(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is one of several tasks of srun that have no ranks yet."""
+    if not says_step(environment):
+        return False
+    ours = step_of_process(os.getpid())
+    stated = f"{environment.get('SLURM_JOB_ID')}.{environment['SLURM_STEP_ID']}"
+    return ours is None or ours == stated
+
+
+def step_of_process(process: int) -> str | None:
+    """JOB.STEP of the step that a process runs in, as 71.0 or 71.batch; empty: in none. None on a
+    machine that hides the processes of other users."""
+    while process > 1:
+        title = " ".join(words_of(process))
+        if match := re.match(r"slurmstepd: \[(\d+)(?:\+\d+)?\.(\w+)\]", title):
+            return f"{match[1]}.{match[2]}"
+        try:
+            status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+        except OSError:
+            return None
+        parent = re.search(r"^PPid:\s*(\d+)", status, re.MULTILINE)
+        process = int(parent[1]) if parent else 0
+    return ""
 
 
 def take_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -49,7 +81,7 @@ def take_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
         ) from None
     environment.update(found)
     if "MASTER_ADDR" not in environment:
-        environment["MASTER_ADDR"] = addresses_of(nodes)[host_names(nodes)[0]]
+        environment["MASTER_ADDR"] = first_address(nodes)
     environment.setdefault("MASTER_PORT", str(port_of(job, step)))
 
 
@@ -65,16 +97,30 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def host_names(nodes: str) -> list[str]:
-    """The names in SLURM's short form, as ``n[1-3,7]``. Raises UserError."""
-    try:
-        done = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=60
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(f"scontrol cannot be run to name the nodes {nodes}: {error}") from None
-    if done.returncode or not done.stdout.split():
-        raise UserError(f"scontrol does not know the nodes {nodes}: {done.stderr.strip()}")
-    return done.stdout.split()
+    """The names in SLURM's short form, as ``n[1-3,07-09],m5``. Raises UserError."""
+    item = r"(?:[\w.-]|\[[\d,-]+\])+"
+    if not re.fullmatch(f"{item}(?:,{item})*", nodes):
+        raise UserError(f"SLURM names the nodes '{nodes}', which are none")
+    found: list[str] = []
+    for name in re.findall(item, nodes):
+        parts = [
+            numbers_of(part[1:-1]) if part.startswith("[") else [part]
+            for part in re.findall(r"\[[^\]]*\]|[^\[\]]+", name)
+        ]
+        found += map("".join, itertools.product(*parts))
+    return found
+
+
+def numbers_of(text: str) -> list[str]:
+    """``1-3,07-09`` is 1, 2, 3, 07, 08, 09. Raises UserError."""
+    found: list[str] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None:
+            raise UserError(f"SLURM names nodes by '[{text}]', which is no list of numbers")
+        last = int(match[2] or match[1])
+        found += [f"{number:0{len(match[1])}}" for number in range(int(match[1]), last + 1)]
+    return found
 
 
 def addresses_of(nodes: str) -> dict[str, str]:
@@ -82,13 +128,38 @@ def addresses_of(nodes: str) -> dict[str, str]:
     from its name. `nodes` in SLURM's short form. Raises UserError."""
     words = ["scontrol", "show", "node", nodes, "--oneliner"]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            words, capture_output=True, text=True, errors="replace", timeout=SCONTROL_S
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"scontrol cannot be run to find {nodes}: {error}") from None
-    found = re.findall(r"^NodeName=(\S+).*?\bNodeAddr=(\S+)", done.stdout, re.MULTILINE)
-    if done.returncode or not found:
-        raise UserError(f"scontrol does not tell where {nodes} is: {done.stderr.strip()}")
-    return dict(found)
+    found = dict(re.findall(r"^NodeName=(\S+).*?\bNodeAddr=(\S+)", done.stdout, re.MULTILINE))
+    missing = [name for name in host_names(nodes) if name not in found]
+    if done.returncode or missing:
+        told = " ".join(done.stderr.split())
+        raise UserError(f"scontrol does not tell where {','.join(missing) or nodes} is: {told}")
+    return found
+
+
+def first_address(nodes: str) -> str:
+    """Where the first of these nodes is reached: what scontrol says, else its name, where that is
+    known to the network. Raises UserError."""
+    names = host_names(nodes)
+    try:
+        return addresses_of(names[0])[names[0]]
+    except UserError as error:
+        why = error
+    try:
+        address = str(socket.getaddrinfo(names[0], None, proto=socket.IPPROTO_TCP)[0][4][0])
+        if len(names) == 1 or not address.startswith(("127.", "::1")):
+            return names[0]
+        name_says = f"its name says {address}, which only itself can reach"
+    except OSError:
+        name_says = "its name is not known to the network"
+    raise UserError(
+        f"nobody says where {names[0]} is: {why}, and {name_says}; set MASTER_ADDR and start"
+        " elemdist/train.py by its path"
+    )
 
 
 def port_of(job: int, step: int) -> int:

@@ -49,12 +49,15 @@ from elemdist.errors import (
 )
 from elemdist.evaluate import gather_ranks
 from elemdist.passes import Pass, passes_of
+from elemdist.rank_variables import in_mpi
 from elemdist.refit import refit
 from elemdist.reports import evaluate_now, report
 from elemdist.sequence_parallel import once
+from elemdist.slurm_ranks import in_step
 from elemdist.start_up import Session
 from elemdist.step import train_step
 from elemdist.stop import StopRequest, end_process, how_it_ended, write_end
+from elemdist.train_arguments import understood
 from elemdist.watchdog import Watchdog
 
 
@@ -230,6 +233,7 @@ def is_due(step: int, every: int, last: int) -> bool:
 def run(settings: TrainSettings) -> int:
     """Trains on this rank; the exit code. The run folder says how it ended."""
     settings.check()
+    check_alone(settings)
     ranks, session = join_ranks(settings), None
     code, line, together = 0, "", True
 
@@ -264,12 +268,20 @@ def run(settings: TrainSettings) -> int:
     end_process(code)  # the others may never answer again, whatever an orderly end asks of them
 
 
+def check_alone(settings: TrainSettings) -> None:
+    """Raises UserError where ranks are asked for that nobody has started."""
+    if settings.ranks > 1 and not ("RANK" in os.environ or in_step() or in_mpi()):
+        raise UserError(
+            f"ranks: this file is one rank, not {settings.ranks}; `elemdist train` starts them, or"
+            f" torchrun --nproc-per-node {settings.ranks} elemdist/train.py"
+        )
+
+
 def main(argv: list[str]) -> int:
     """A rank's entry: the same arguments as ``elemdist train``; the exit code."""
-    # deepspeed's launcher adds --local_rank; the environment says it too.
-    argv = [word for word in argv if not word.startswith("--local_rank=")]
     try:
-        code = run(parse(TrainSettings, argv, "elemdist train"))
+        settings = parse(TrainSettings, understood(argv), "elemdist train")
+        code = run(settings)
         # srun would end the others at the first that fails; its launcher reads RUN/end.json.
         launched = VARIABLE in os.environ and "SLURM_STEP_ID" in os.environ
         return 0 if launched and code == EXIT_STOPPED else code

@@ -16,3 +16,8 @@ def amount(number: float) -> str:
         if number >= size:
             return f"{number / size:.2f} {unit}"
     return f"{number / 1e3:.1f} kB"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 rank, 2 ranks, 1,000 ranks."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

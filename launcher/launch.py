@@ -116,10 +116,19 @@ def submit(settings: LaunchSettings, run_dir: Path) -> int:
         return 0
     write_launch(settings, run_dir)
     words = sbatch_words(settings, run_dir, job_name(run_dir))
-    numbers = [slurm.submit(words, variables_of(run_dir / "launch")) for _ in range(settings.links)]
+    folder = run_dir / "launch"
+    variables = variables_of(folder, folder / "launch.yaml")
+    say_not_handed_on()
+    numbers = [slurm.submit(words, variables) for _ in range(settings.links)]
     note_jobs(run_dir, numbers)
     say_submitted(run_dir, numbers)
     return 0
+
+
+def say_not_handed_on() -> None:
+    """Names what this shell asks of a job, if it does: the settings alone say that."""
+    if names := slurm.not_handed_on():
+        print(f"not taken from this shell: {', '.join(names)}; --slurm.* says what a job needs")
 
 
 def is_queued(settings: LaunchSettings, run_dir: Path) -> bool:
@@ -159,7 +168,9 @@ def told(settings: LaunchSettings) -> list[str]:
     lines += [f"# {run_dir}/launch/setup.sh", setup_text(settings).rstrip()]
     words = sbatch_words(settings, run_dir, job_name(run_dir))
     times = f", {settings.links} times" if settings.links > 1 else ""
-    return [*lines, f"# submitted{times}:", command(variables_of(run_dir / "launch"), words)]
+    folder = run_dir / "launch"
+    variables = variables_of(folder, folder / "launch.yaml")
+    return [*lines, f"# submitted{times}:", command(variables, words)]
 
 
 def make_absolute(settings: LaunchSettings) -> None:

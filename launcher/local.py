@@ -31,6 +31,7 @@ from elemdist.errors import (
     EXIT_USER_ERROR,
 )
 from elemdist.ports import free_port
+from elemdist.rank_variables import without_ranks
 from elemdist.stop import die_with_parent
 from elemdist.watchdog import LAUNCHER
 
@@ -55,8 +56,9 @@ def count_gpus() -> int:
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What torch.distributed reads, and the cores shared out fairly."""
-    environment = dict(os.environ)
+    """What torch.distributed reads, and the cores shared out fairly; nothing of what a launcher or
+    a job that this runs in has for ranks of its own."""
+    environment = without_ranks(os.environ)
     environment.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),

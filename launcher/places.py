@@ -15,21 +15,28 @@ import psutil
 
 from elemdist.attempts import VARIABLE, Attempt
 from elemdist.errors import UserError
-from elemdist.slurm_ranks import addresses_of, host_names, port_of, tasks_per_node
+from elemdist.slurm_ranks import addresses_of, port_of, tasks_per_node
 from elemdist.stop import die_with_parent
+from elemdist.units import counted
 from launcher import slurm
-from launcher.run_jobs import job_name, note_jobs
+from launcher.own_job import OwnJob
+from launcher.run_jobs import job_name, note_jobs, noted_jobs
 from launcher.settings import LaunchSettings
+from launcher.steps import (
+    Process,
+    end_srun,
+    in_container,
+    start_srun,
+    step_environment,
+    variables,
+)
 from launcher.submission import sbatch_words, variables_of
 
 TRAIN = Path(__file__).resolve().parent.parent / "elemdist" / "train.py"
 # Words in the state of a node that no rank should be started on; a * behind it means that the node
 # does not answer.
 UNFIT = ("DOWN", "FAIL", "DRAIN", "POWER", "UNKNOWN", "MAINT", "*")
-SRUN_ENDS_S = 45.0  # a step's processes have KillWait to end, 30 s unless the cluster says other
 DEAD = ("DOWN",)  # SLURM has given it up; one that is drained may finish what runs on it
-
-Process = subprocess.Popen[bytes]
 
 
 class Here:
@@ -56,7 +63,7 @@ class Here:
 
     def start(self, attempt: Attempt, nodes: list[str]) -> Process:
         """Starts the ranks on these nodes."""
-        environment = os.environ | {VARIABLE: str(attempt.number)}
+        environment = slurm.clean_environment(local=True) | {VARIABLE: str(attempt.number)}
         with open(attempt.folder / "rank-00000.log", "ab") as log:
             return subprocess.Popen(
                 self.words(attempt, nodes),
@@ -95,16 +102,10 @@ class Here:
 class InJob(Here):
     """The nodes of the SLURM job that this process is the batch script of."""
 
-    def __init__(self, settings: LaunchSettings, run_dir: Path, recipe: Path) -> None:
+    def __init__(self, settings: LaunchSettings, run_dir: Path, recipe: Path, job: OwnJob) -> None:
         super().__init__(settings, run_dir, recipe)
-        array = os.environ.get("SLURM_ARRAY_JOB_ID")
-        task = os.environ.get("SLURM_ARRAY_TASK_ID")
-        number = os.environ["SLURM_JOB_ID"]
-        self.number = int(number)
-        self.is_task = bool(array and task)
-        self.job = f"{array}_{task}" if self.is_task else number
-        self.name = os.environ.get("SLURM_JOB_NAME", "")
-        self.all_nodes = host_names(os.environ["SLURM_JOB_NODELIST"])
+        self.own = job
+        self.job, self.number, self.name, self.all_nodes = job.id, job.number, job.name, job.nodes
 
     def nodes(self) -> list[str]:
         """As Here.nodes: those of the job."""
@@ -182,10 +183,13 @@ class InJob(Here):
         end_srun(process)
 
     def others(self) -> list[slurm.Job]:
-        """The further links of the chain, which wait for this job to end."""
-        if not self.name or self.is_task:  # the tasks of an array are runs of their own
+        """The further links of the chain, which wait for this job to end: those that this run was
+        launched as. Jobs submitted by hand, and the tasks of an array, are runs of their own."""
+        if self.own.task or self.name != job_name(self.run_dir):
             return []
-        return [job for job in slurm.jobs(name=self.name) if job.id != self.job]
+        ours = noted_jobs(self.run_dir)
+        found = slurm.jobs(name=self.name)
+        return [job for job in found if job.id != self.job and job.id in ours]
 
     def enough_nodes(self, bad: set[str]) -> bool:
         """As Here.enough_nodes."""
@@ -217,7 +221,8 @@ class InJob(Here):
         chosen = replace(self.settings.slurm, exclude=self.excluded(without))
         words = sbatch_words(replace(self.settings, slurm=chosen), self.run_dir, self.name)
         try:
-            number = slurm.submit(words, variables_of(self.run_dir / "launch"))
+            folder = self.run_dir / "launch"
+            number = slurm.submit(words, variables_of(folder, folder / "launch.yaml"))
         except slurm.Unreachable:
             raise
         except UserError as error:
@@ -233,56 +238,12 @@ class InJob(Here):
             slurm.call("scancel", *waiting)
 
 
-def start_srun(words: list[str], environment: dict[str, str], stdout: int | None = None) -> Process:
-    """Starts srun in a session of its own, so that Ctrl-C reaches the launcher alone. `stdout`: a
-    file's number, None for that of this process."""
-    return subprocess.Popen(
-        words, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, start_new_session=True
-    )
-
-
-def end_srun(process: Process) -> None:
-    """Ends a step; also one that SLURM cannot end, whose processes may live on."""
-    process.terminate()
-    try:
-        process.wait(SRUN_ENDS_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def variables(settings: LaunchSettings) -> dict[str, str]:
-    """The variables of slurm.environment."""
-    pairs = (entry.partition("=") for entry in settings.slurm.environment)
-    return {name: value for name, _, value in pairs}
-
-
-def step_environment() -> dict[str, str]:
-    """This process's, without what of the batch script's would shape a step of other size."""
-    unwanted = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
-    return {name: value for name, value in os.environ.items() if name not in unwanted}
-
-
-def in_container(settings: LaunchSettings, run_dir: Path, words: list[str]) -> list[str]:
-    """A command as it runs in the container of the settings; as it is without one."""
-    chosen = settings.slurm
-    mounts = [str(run_dir.resolve()), str(TRAIN.parent.parent), *chosen.mounts]
-    if chosen.container == "pyxis":
-        pairs = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in mounts)
-        return [f"--container-image={chosen.image}", f"--container-mounts={pairs}", "python3",
-                *words[1:]]  # fmt: skip
-    if chosen.container == "apptainer":
-        binds = [f"--bind={mount}" for mount in mounts]
-        flags = ["--nv"] if settings.device != "cpu" else []
-        return ["apptainer", "exec", *flags, *binds, str(chosen.image), "python3", *words[1:]]
-    return words
-
-
-def place_of(settings: LaunchSettings, run_dir: Path, recipe: Path) -> Here:
-    """Raises UserError where the surrounding job is not what the settings say."""
-    if settings.local or "SLURM_JOB_ID" not in os.environ:
+def place_of(settings: LaunchSettings, run_dir: Path, recipe: Path, job: OwnJob | None) -> Here:
+    """Where the ranks run; `job`: the surrounding one. Raises UserError where that is not what the
+    settings say."""
+    if settings.local or job is None:
         return Here(settings, run_dir, recipe)
-    place = InJob(settings, run_dir, recipe)
+    place = InJob(settings, run_dir, recipe, job)
     if len(place.all_nodes) < settings.nodes:
         raise UserError(
             f"nodes: the job has {len(place.all_nodes)}, the run asks for {settings.nodes}; submit"
@@ -294,7 +255,8 @@ def place_of(settings: LaunchSettings, run_dir: Path, recipe: Path) -> Here:
         return place
     if cpus < settings.per_node:
         raise UserError(
-            f"ranks_per_node: a node has {cpus} CPUs for {settings.per_node} ranks; submit the job"
-            f" with --ntasks-per-node={settings.per_node}"
+            f"ranks_per_node: a node has {counted(cpus, 'CPU')} for"
+            f" {counted(settings.per_node, 'rank')}; submit the job with"
+            f" --ntasks-per-node={settings.per_node}"
         )
     return place

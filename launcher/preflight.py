@@ -24,15 +24,10 @@ from elemdist.json_text import json_text
 from elemdist.slurm_ranks import port_of
 from launcher.blame import to_blame
 from launcher.local import count_gpus
-from launcher.places import (
-    InJob,
-    end_srun,
-    in_container,
-    start_srun,
-    step_environment,
-    variables,
-)
+from launcher.own_job import number_here, own_job
+from launcher.places import InJob
 from launcher.settings import LaunchSettings
+from launcher.steps import end_srun, in_container, start_srun, step_environment, variables
 
 SCRIPT = Path(__file__).with_name("node_check.py")
 START_S = 90.0  # for SLURM to start the check, and for Python to load
@@ -216,12 +211,12 @@ def report_lines(found: dict[str, Report], wrong: dict[str, str]) -> list[str]:
 def check_job(run_dir: Path, per_node: int) -> int:
     """``elemdist doctor --job``: checks all nodes of the surrounding job; the exit code, 1 where
     one is not fit. Raises UserError outside of a job."""
-    if "SLURM_JOB_ID" not in os.environ:
+    if not number_here():
         raise UserError("--job checks the nodes of a job of SLURM; run it in one (salloc, sbatch)")
     gpus = count_gpus()
     settings = LaunchSettings(ranks_per_node=per_node, gpus_per_node=max(1, gpus))
     settings.device = "cuda" if gpus else "cpu"
-    place = InJob(settings, run_dir, run_dir)
+    place = InJob(settings, run_dir, run_dir, own_job())
     folder = run_dir / f"preflight-{place.job}"
     port = port_of(place.number, 0)
     found, wrong = check_nodes(place, folder, port, place.all_nodes, [], reduce=True)

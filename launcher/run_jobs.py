@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from elemdist.attempts import Attempt
@@ -28,13 +27,19 @@ def note_jobs(run_dir: Path, numbers: Sequence[str]) -> None:
         file.write("".join(f"{number}\n" for number in numbers))
 
 
+def noted_jobs(run_dir: Path) -> list[str]:
+    """All numbers that note_jobs() has written down, the newest last."""
+    try:
+        return (run_dir / "launch" / "jobs").read_text(encoding="utf-8").split()
+    except OSError:
+        return []
+
+
 def last_jobs(run_dir: Path) -> list[str]:
     """The job that was submitted last, and the one that the newest attempt ran in."""
     newest = Attempt.newest(run_dir)
     found = {str(newest.read("begin").get("job", ""))} if newest else set()
-    with suppress(OSError):
-        found |= set((run_dir / "launch" / "jobs").read_text(encoding="utf-8").split()[-1:])
-    return sorted(found - {""})
+    return sorted((found | set(noted_jobs(run_dir)[-1:])) - {""})
 
 
 def jobs_of(run_dir: Path, queue: Sequence[slurm.Job] | None = None) -> list[slurm.Job]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from elemdist.errors import UserError, nearest
+from elemdist.rank_variables import without_ranks
 
 TIMEOUT_S = 60
 # Of a job that holds nodes, waits for some, or will be put back into the queue.
@@ -26,6 +27,17 @@ SIGNS_OF_SILENCE = (
     "Zero Bytes were transmitted", "in standby mode",
 )  # fmt: skip
 FIELDS = "%i|%j|%T|%r|%N|%L|%S"  # as of Job
+COMMANDS = ("sbatch", "squeue", "scontrol", "sinfo", "scancel", "srun")
+# What a job hands on to all that is begun in it, or what a shell says to SLURM's commands; and of
+# that, what says how to reach SLURM at all.
+OF_A_JOB = re.compile(
+    r"(SLURM|SLURMD|SRUN|SBATCH|SALLOC|SQUEUE|SCANCEL|SINFO|SCONTROL|SACCT)_"
+    r"|ELEMDIST_(ATTEMPT|LAUNCHE[DR]|SETUP|STAGE)$"
+)
+DEVICES = re.compile(
+    r"(CUDA|HIP|ROCR|NVIDIA)_VISIBLE_DEVICES$|(ZE_AFFINITY_MASK|GPU_DEVICE_ORDINAL)$"
+)
+KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 
 class Unreachable(UserError):  # noqa: N818  # it may only be starting anew
@@ -51,14 +63,20 @@ class Job:
     starts: str
 
 
-def clean_environment() -> dict[str, str]:
-    """Without what a surrounding job would hand on to one submitted from it."""
-    kept = "SLURM_CONF"
+def clean_environment(local: bool = False) -> dict[str, str]:
+    """Without what a surrounding job, or a launcher of ranks, would hand on to a job submitted
+    from it, or have a command do otherwise. `local`: for processes of this machine, or of this job,
+    to which the devices of this process are open."""
     return {
         name: value
-        for name, value in os.environ.items()
-        if name == kept or not re.match(r"(SLURM|SRUN|SBATCH|SQUEUE|SCANCEL)_", name)
+        for name, value in without_ranks(os.environ).items()
+        if name in KEPT or not (OF_A_JOB.match(name) or (DEVICES.match(name) and not local))
     }
+
+
+def not_handed_on() -> list[str]:
+    """The variables of this shell that ask something of a job, and that none is submitted with."""
+    return sorted(name for name in os.environ if name.startswith("SBATCH_") or DEVICES.match(name))
 
 
 def call(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -67,23 +85,38 @@ def call(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = clean_environment() | more
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment
-        )
-    except FileNotFoundError:
-        raise UserError(
-            f"there is no SLURM here ({words[0]} is not installed); go to a login node of the"
-            " cluster, or add --local to run on this machine"
-        ) from None
+            words, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S,
+            env=environment, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(absent(words[0], error)) from None
     except subprocess.TimeoutExpired:
         raise Unreachable(
             f"SLURM does not answer: {words[0]} took {TIMEOUT_S} s; try again"
         ) from None
-    if done.returncode and any(sign in done.stderr for sign in SIGNS_OF_SILENCE):
+    said = done.stderr + done.stdout
+    if done.returncode and any(sign in said for sign in SIGNS_OF_SILENCE):
         raise Unreachable(
             f"{words[0]} reaches no SLURM from here; go to a login node of the cluster, see to"
             " SLURM_CONF, or add --local to run on this machine"
         )
     return done
+
+
+def absent(command: str, error: OSError) -> str:
+    """Why a command of SLURM cannot be run."""
+    if not isinstance(error, FileNotFoundError):
+        return f"{command} cannot be run: {error.strerror}"
+    others = [name for name in COMMANDS if name != command and shutil.which(name)]
+    if others:
+        return (
+            f"{command} is not on the PATH here, though {others[0]} is; add the folder of SLURM's"
+            " commands to the PATH (in a container: mount it), or add --local"
+        )
+    return (
+        f"there is no SLURM here ({command} is not installed); go to a login node of the"
+        " cluster, or add --local to run on this machine"
+    )
 
 
 def ask(*words: str, **more: str) -> str:
@@ -100,11 +133,6 @@ def one_line(text: str) -> str:
     return "; ".join(line for line in lines if line)
 
 
-def is_here() -> bool:
-    """Whether SLURM's commands are installed."""
-    return shutil.which("sbatch") is not None
-
-
 def jobs(name: str | None = None) -> list[Job]:
     """The jobs of this user in the queue, all or those of a name. Raises UserError."""
     words = ["squeue", "--noheader", "--me", "--array", f"--format={FIELDS}"]
@@ -117,43 +145,44 @@ def jobs(name: str | None = None) -> list[Job]:
     return [job for job in found if job.state in ALIVE]
 
 
-def show(kind: str, name: str) -> dict[str, str]:
-    """``scontrol show KIND NAME`` as key -> text; empty where there is none. Raises UserError."""
-    done = call("scontrol", "--oneliner", "show", kind, name)
+def show(kind: str, name: str, begin: str = "") -> dict[str, str]:
+    """``scontrol show KIND NAME`` as key -> text, of the first that begins so; empty where there is
+    none. What stands several times, as the GRES of groups of nodes, is joined by spaces. Raises
+    UserError."""
+    done = call("scontrol", "--details", "--oneliner", "show", kind, name)
     if done.returncode or "not found" in done.stdout + done.stderr:
         return {}
-    return dict(re.findall(r"(\S+?)=(\S*)", done.stdout))
+    found: dict[str, str] = {}
+    for line in done.stdout.splitlines():
+        if "=" in line and line.startswith(begin):
+            for key, text in re.findall(r"(\S+?)=(.*?)(?=\s+\S+=|\s*$)", line):
+                found[key] = f"{found[key]} {text}" if key in found else text
+            break
+    return found
 
 
-def was_cancelled(job: str) -> bool:
+def was_cancelled(job: str, begun: int) -> bool:
     """Whether this job, whose batch script asks and was sent SIGTERM, ends for good, as scancel has
-    it, rather than by preemption, at its time limit or to be requeued. Raises UserError.
+    it, rather than by preemption, at its time limit or to be requeued. `begun`: how often it had
+    been requeued when the script began. Raises UserError.
 
     SLURM does not say so in one word: its state is COMPLETING in all four cases. One that is
     preempted has the time of it, one that is requeued has been counted as begun anew.
     """
     facts = show("job", job)
-    begun = os.environ.get("SLURM_RESTART_COUNT", "0")
     return (
         facts.get("JobState") in ("COMPLETING", "CANCELLED")
         and facts.get("PreemptTime", "None") == "None"
         and facts.get("Reason") != "TimeLimit"
-        and facts.get("Restarts", "0") == begun
+        and facts.get("Restarts", "0") == str(begun)
     )
 
 
 def partitions() -> list[str]:
-    """The names of all partitions. Raises UserError."""
-    names = [line.rstrip("*") for line in ask("sinfo", "-h", "-o", "%P").split()]
+    """The names of all partitions, * behind the default one. Raises UserError."""
+    lines = ask("sinfo", "-h", "-o", "partition=%P").splitlines()  # and what else is printed
+    names = [line.strip().removeprefix("partition=") for line in lines if "partition=" in line]
     return list(dict.fromkeys(names))
-
-
-def default_partition() -> str | None:
-    """The partition of jobs that name none; None: the cluster has no such."""
-    for name in ask("sinfo", "-h", "-o", "%P").split():
-        if name.endswith("*"):
-            return name.rstrip("*")
-    return None
 
 
 def check_partition(name: str | None, nodes: int, limit_s: int) -> None:
@@ -164,8 +193,9 @@ def check_partition(name: str | None, nodes: int, limit_s: int) -> None:
     """
     from launcher.settings import seconds
 
-    known = partitions()
-    name = name or default_partition()
+    found = partitions()
+    known = [one.rstrip("*") for one in found]
+    name = name or next((one.rstrip("*") for one in found if one.endswith("*")), None)
     if name is None:
         raise UserError(f"slurm.partition: the cluster has no default; name one of {listed(known)}")
     if name not in known:
@@ -213,4 +243,8 @@ def listed(names: Sequence[str]) -> str:
 def submit(words: Sequence[str], variables: dict[str, str]) -> str:
     """Submits, with these variables for the script; the job's number. Raises UserError with what
     sbatch said."""
-    return ask("sbatch", "--parsable", *words, **variables).strip().partition(";")[0]
+    printed = ask("sbatch", "--parsable", *words, **variables)
+    # NUMBER or NUMBER;CLUSTER, after whatever a site's own sbatch prints.
+    if not (numbers := re.findall(r"^(\d+)(?:;.*)?$", printed, re.MULTILINE)):
+        raise UserError(f"sbatch does not say the number of the job, but: {one_line(printed)}")
+    return str(numbers[-1])

@@ -4,7 +4,6 @@ hand, and options that win over its own."""
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,12 @@ from pathlib import Path
 from elemdist.atomic import write_atomically
 from elemdist.errors import UserError
 from launcher.local import count_gpus
+from launcher.own_job import OwnJob
 from launcher.settings import LaunchSettings, as_recipe, train_recipe
 
 HOME = Path(__file__).resolve().parent.parent
 SCRIPT = HOME / "slurm" / "train.sbatch"
+LAUNCHED = "ELEMDIST_LAUNCHED"  # in the environment of a job: the recipe that it was launched with
 
 
 def sbatch_words(settings: LaunchSettings, run_dir: Path, name: str) -> list[str]:
@@ -53,25 +54,33 @@ def resources(settings: LaunchSettings, log: str) -> list[str]:
     return [*words, *chosen.options]
 
 
-def variables_of(folder: Path) -> dict[str, str]:
-    """What the script is told, with the setup.sh of this folder: --export could not say a path with
-    a comma."""
+def variables_of(folder: Path, recipe: Path) -> dict[str, str]:
+    """What the script is told, with the setup.sh of this folder and the recipe that it is given, by
+    which it knows that these are meant for it: --export could not say a path with a comma."""
     setup = str(folder / "setup.sh")
-    return {"ELEMDIST_LAUNCHED": "1", "ELEMDIST_HOME": str(HOME), "ELEMDIST_SETUP": setup}
+    return {LAUNCHED: str(recipe), "ELEMDIST_HOME": str(HOME), "ELEMDIST_SETUP": setup}
 
 
-def of_job(known: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> list[str]:
+def is_by_hand(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the job with these arguments was submitted by sbatch itself, maybe in one that was
+    launched."""
+    return list(argv) != [environment.get(LAUNCHED)]
+
+
+def of_job(known: Mapping[str, str], job: OwnJob) -> list[str]:
     """Options for what the surrounding job has, which was submitted by hand, except for the
     settings `known` already."""
-    text = environment.get("SLURM_GPUS_PER_NODE") or environment.get("SLURM_GPUS_ON_NODE", "")
-    counted = sum(int(number) for number in re.findall(r"(?:^|[,:])(\d+)(?=,|$)", text))
     spare = known.get("spare_nodes", "0")
-    nodes = int(environment["SLURM_JOB_NUM_NODES"]) - (int(spare) if spare.isdigit() else 0)
-    found = {"slurm.gpus": str(bool(counted)).lower(), "nodes": str(max(1, nodes))}
-    if gpus := counted or count_gpus():  # some clusters do not count them
+    nodes = len(job.nodes) - (int(spare) if spare.isdigit() else 0)
+    found = {"slurm.gpus": str(bool(job.gpus)).lower(), "nodes": str(max(1, nodes))}
+    if gpus := job.gpus or count_gpus():  # some clusters do not count them
         found["gpus_per_node"] = str(gpus)
     else:
-        found["ranks_per_node"] = environment.get("SLURM_NTASKS_PER_NODE", "1")
+        found["ranks_per_node"] = str(job.tasks)
+    ranks = known.get("ranks_per_node") or str(gpus or job.tasks)
+    # Releases of SLURM differ in whether a step takes this from its job.
+    if ranks.isdigit() and int(ranks) and (cpus := job.tasks * job.cpus // int(ranks)) > 1:
+        found["slurm.cpus_per_rank"] = str(cpus)
     return [f"--{name}={value}" for name, value in found.items() if name not in known]
 
 
@@ -86,10 +95,11 @@ def setup_text(settings: LaunchSettings) -> str:
     return "".join(f"{line}\n" for line in ["# slurm.setup", *settings.slurm.setup])
 
 
-def prepare(settings: LaunchSettings) -> tuple[Path, Path]:
-    """(run folder, recipe of the ranks): made, with what the run is. Raises UserError."""
+def prepare(settings: LaunchSettings, number: int = 0) -> tuple[Path, Path]:
+    """(run folder, recipe of the ranks): made, with what the run is. A run without a name has that
+    of its job, by its `number`. Raises UserError."""
     if settings.run_dir is None:
-        job = f"job-{os.environ.get('SLURM_JOB_ID', os.getpid())}"
+        job = f"job-{number or os.getpid()}"
         settings.run_dir = job if settings.slurm.runs else f"runs/{job}"
     run_dir = settings.run_folder()
     settings.run_dir = str(run_dir)

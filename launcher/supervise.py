@@ -8,7 +8,6 @@ the queue, or gives up: see decide.py. What it did stands in RUN/attempts.
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import subprocess
 import time
@@ -21,16 +20,18 @@ from typing import TypeVar
 
 from elemdist.attempts import Attempt
 from elemdist.errors import EXIT_LOST, EXIT_STOPPED, EXIT_USER_ERROR, Superseded, UserError
+from elemdist.slurm_ranks import in_step
 from elemdist.stop import read_end
 from launcher import slurm
 from launcher.decide import TIME_LIMIT, End, Next, decide
 from launcher.history import done_at, ends_of, note_launch, note_lost
 from launcher.judge import judge
+from launcher.own_job import number_here, own_job, patiently
 from launcher.places import DEAD, Here, InJob, place_of
 from launcher.preflight import RUN_FOLDER, preflight, summary
 from launcher.progress import newest_step
 from launcher.settings import LaunchSettings, read, stated
-from launcher.submission import of_job, prepare
+from launcher.submission import is_by_hand, of_job, prepare
 
 BY_SLURM = "SIGTERM: the job is preempted, requeued or cancelled"
 SIGNALS = {
@@ -41,7 +42,6 @@ SIGNALS = {
 }
 POLL_S = 0.2
 LOOK_S, LOOK_LOST_S = 30.0, 5.0  # between two looks at the nodes; when a rank was lost
-CONTROLLER_S, AGAIN_S = 900.0, 10.0  # for SLURM's controller to come back; between two tries
 KILLED_S = 90.0  # for SLURM to end a job whose ranks it has asked to stop
 SETTLE_S = 20.0  # for SLURM to notice that a node is gone when a rank is
 
@@ -227,19 +227,13 @@ class Supervisor:
 
     def is_cancelled(self) -> bool:
         """Whether the job, which SLURM ends, is not to come back."""
-        return self.patiently(lambda: slurm.was_cancelled(self.place.job))
+        place = self.place
+        begun = place.own.restarts if isinstance(place, InJob) else 0
+        return self.patiently(lambda: slurm.was_cancelled(place.job, begun))
 
     def patiently(self, ask: Callable[[], T]) -> T:
-        """What SLURM answers, as soon as its controller does: it may be down for minutes."""
-        deadline = time.monotonic() + CONTROLLER_S
-        while True:
-            try:
-                return ask()
-            except slurm.Unreachable as error:
-                if time.monotonic() > deadline:
-                    raise
-                say(f"trying again: {error}")
-                time.sleep(AGAIN_S)
+        """What SLURM answers, as soon as its controller does."""
+        return patiently(ask, say)
 
     def pause(self) -> None:
         """Waits before another try, until a signal comes."""
@@ -273,21 +267,30 @@ SAID: dict[Next, str] = {
 
 def run(argv: list[str], description: str | None) -> int:
     """``elemdist supervise``; the exit code."""
-    task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
-    argv = [word.replace("%a", task) if word.endswith("/%a.yaml") else word for word in argv]
-    in_job, by_hand = "SLURM_JOB_ID" in os.environ, "ELEMDIST_LAUNCHED" not in os.environ
-    if in_job and by_hand:
-        argv = [*argv, *of_job(stated(argv))]
+    by_hand, job = is_by_hand(argv), None
+    if in_step():
+        raise UserError(
+            "srun has started several of this, which would all supervise one run; submit"
+            " slurm/train.sbatch by sbatch, or have srun start `elemdist train`"
+        )
+    if number_here() and "--help" not in argv and stated(argv).get("local") != "true":
+        job = patiently(own_job, say)
+        argv = [
+            word.replace("%a", job.task) if word.endswith("/%a.yaml") else word for word in argv
+        ]
+        argv = [*argv, *of_job(stated(argv), job)] if by_hand else argv
     settings = read(argv, "elemdist supervise", description)
-    settings.local = settings.local or not in_job
+    settings.local = settings.local or job is None
     settings.check_launch()
-    run_dir, recipe = prepare(settings)
+    run_dir, recipe = prepare(settings, job.number if job else 0)
     if (step := done_at(run_dir, settings.steps)) is not None:
         say(f"{run_dir}: the run is done already, after step {step}")
         return 0
-    if by_hand and not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+    if by_hand and not (job and job.restarts):
         note_launch(run_dir)  # as `elemdist launch` does before it submits
-    place = place_of(settings, run_dir, recipe)
+    place = place_of(settings, run_dir, recipe, job)
+    if job and job.is_mixed:
+        say(f"the job is heterogeneous: its first part, {', '.join(job.nodes)}, is used")
     shown = f"`elemdist logs '{run_dir}' --follow` shows what its ranks print"
     say(f"run folder {run_dir}; job {place.job}" if place.job else shown)
     try:

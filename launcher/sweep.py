@@ -33,6 +33,7 @@ from launcher.launch import (
     is_queued,
     launch,
     locked,
+    say_not_handed_on,
     say_submitted,
     unchecked,
     write_launch,
@@ -123,9 +124,8 @@ def told(shared: LaunchSettings, runs: list[LaunchSettings], place: Path) -> lis
     for number, one in enumerate(runs):
         lines += [f"# {place}/tasks/{number}.yaml", as_recipe(one).rstrip()]
     lines += [f"# {place}/tasks/setup.sh", setup_text(shared).rstrip()]
-    words = command(
-        variables_of(place / "tasks"), array_words(shared, list(range(len(runs))), place)
-    )
+    variables = variables_of(place / "tasks", place / "tasks" / "%a.yaml")
+    words = command(variables, array_words(shared, list(range(len(runs))), place))
     return [*lines, "# submitted:", words, *unchecked(shared)]
 
 
@@ -150,7 +150,9 @@ def submit(shared: LaunchSettings, runs: list[LaunchSettings], place: Path) -> i
         write_launch(runs[number], run_dir)
         write_atomically(tasks / f"{number}.yaml", as_recipe(runs[number]))
     write_atomically(tasks / "setup.sh", setup_text(shared))
-    job = slurm.submit(array_words(shared, waiting, place), variables_of(tasks))
+    say_not_handed_on()
+    variables = variables_of(tasks, tasks / "%a.yaml")
+    job = slurm.submit(array_words(shared, waiting, place), variables)
     for number in waiting:
         run_dir, task = Path(runs[number].run_dir or ""), [f"{job}_{number}"]
         note_jobs(run_dir, task)

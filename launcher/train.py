@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import elemdist
 from elemdist.commandline import parse
 from elemdist.config import TrainSettings
-from elemdist.slurm_ranks import in_step
+from elemdist.rank_variables import forget_ranks, in_mpi, starter, without_ranks
+from elemdist.slurm_ranks import in_step, says_step
 from elemdist.stop import read_end, write_end
+from elemdist.train_arguments import understood
 from launcher import local
 
 TRAIN = Path(elemdist.__file__).with_name("train.py")
@@ -20,11 +23,13 @@ def run(argv: list[str], description: str | None) -> int:
     Raises:
         UserError: the settings cannot be.
     """
+    argv = understood(argv, local.say)
     settings = parse(TrainSettings, argv, "elemdist train", None, description)
     settings.check()
+    is_rank = belongs_to_others()
     gpus = 0 if settings.device == "cpu" else local.count_gpus()
     ranks = settings.ranks or max(1, gpus)
-    if ranks > 1 and not in_step():
+    if ranks > 1 and not is_rank:
         code = local.start_ranks(TRAIN, argv, ranks)
         end = read_end(settings.run_dir or "")
         if code and end and end["state"] == "running":  # rank 0 could not say it any more
@@ -34,3 +39,18 @@ def run(argv: list[str], description: str | None) -> int:
     from elemdist.train import main  # after the settings: it loads torch
 
     return main(argv)
+
+
+def belongs_to_others() -> bool:
+    """Whether this process is one of several ranks that torchrun, MPI or srun has started. What
+    only looks so is taken out of the environment, which is said."""
+    if not starter() and (told := forget_ranks()):
+        local.say(
+            f"{told} is not taken, as this command starts its ranks itself; ranks that others"
+            " start run elemdist/train.py"
+        )
+    if says_step(os.environ) and not in_step():
+        local.say("the variables of a step of srun are not taken, as this process is not in it")
+        for name in os.environ.keys() - without_ranks(os.environ).keys():
+            del os.environ[name]
+    return "RANK" in os.environ or in_step() or in_mpi()

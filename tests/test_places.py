@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from elemdist.attempts import Attempt
 from elemdist.errors import UserError
+from launcher.own_job import OwnJob
 from launcher.places import Here, InJob, place_of
 from launcher.settings import LaunchSettings
 from launcher.submission import of_job
 
-JOB = {
-    "SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_JOB_NAME": "a-run",
-    "SLURM_JOB_CPUS_PER_NODE": "8(x3)",
-}  # fmt: skip
+JOB = OwnJob(123, "123", "", "a-run", ["n1", "n2", "n3"], tasks=1, cpus=1, gpus=0, restarts=0)
 
 
 @pytest.fixture
 def words(monkeypatch, tmp_path):
     """words(settings) -> those of srun on n1 and n3."""
-    for name, value in JOB.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("launcher.places.host_names", lambda _: ["n1", "n2", "n3"])
+    monkeypatch.setenv("SLURM_JOB_CPUS_PER_NODE", "8(x3)")
 
     def made(settings: LaunchSettings) -> list[str]:
-        place = InJob(settings, tmp_path / "run", tmp_path / "recipe.yaml")
+        place = InJob(settings, tmp_path / "run", tmp_path / "recipe.yaml", JOB)
         return place.words(Attempt(tmp_path / "run", 2), ["n1", "n3"])
 
     return made
@@ -76,32 +73,37 @@ def test_pyxis_is_told_by_options_of_srun(words, tmp_path):
 
 def test_a_job_that_is_not_what_the_settings_say_is_refused(words, tmp_path):
     with pytest.raises(UserError, match=r"nodes: the job has 3, the run asks for 4.*--nodes=4"):
-        place_of(LaunchSettings(nodes=4), tmp_path, tmp_path)
+        place_of(LaunchSettings(nodes=4), tmp_path, tmp_path, JOB)
     with pytest.raises(UserError, match="ranks_per_node: a node has 8 CPUs for 9 ranks"):
-        place_of(LaunchSettings(nodes=2, ranks_per_node=9), tmp_path, tmp_path)
-    assert type(place_of(LaunchSettings(nodes=2, local=True), tmp_path, tmp_path)) is Here
+        place_of(LaunchSettings(nodes=2, ranks_per_node=9), tmp_path, tmp_path, JOB)
+    assert type(place_of(LaunchSettings(nodes=2, local=True), tmp_path, tmp_path, JOB)) is Here
 
 
 @pytest.mark.parametrize(
-    ("variables", "known", "expected"),
+    ("facts", "known", "expected"),
     [
-        ({"SLURM_GPUS_PER_NODE": "8"}, {}, {"nodes": "4", "gpus_per_node": "8", "gpus": "true"}),
-        ({"SLURM_GPUS_PER_NODE": "h100:8"}, {"nodes": "1"}, {"gpus_per_node": "8", "gpus": "true"}),
+        ({"gpus": 8}, {}, {"nodes": "4", "gpus_per_node": "8", "gpus": "true"}),
+        ({"gpus": 8}, {"nodes": "1"}, {"gpus_per_node": "8", "gpus": "true"}),
         (
-            {"SLURM_GPUS_ON_NODE": "4", "SLURM_NTASKS_PER_NODE": "1"},
+            {"gpus": 4},
             {"spare_nodes": "1", "slurm.gpus": "true"},
             {"nodes": "3", "gpus_per_node": "4"},
         ),
+        (
+            {"gpus": 8, "cpus": 64},
+            {},
+            {"nodes": "4", "gpus_per_node": "8", "gpus": "true", "cpus_per_rank": "8"},
+        ),
         ({}, {}, {"nodes": "4", "ranks_per_node": "1", "gpus": "false"}),
         (
-            {"SLURM_NTASKS_PER_NODE": "2"},
+            {"tasks": 2, "cpus": 3},
             {},
-            {"nodes": "4", "ranks_per_node": "2", "gpus": "false"},
+            {"nodes": "4", "ranks_per_node": "2", "gpus": "false", "cpus_per_rank": "3"},
         ),
     ],
 )
-def test_what_was_submitted_by_hand_takes_what_its_job_has(variables, known, expected, monkeypatch):
+def test_what_was_submitted_by_hand_takes_what_its_job_has(facts, known, expected, monkeypatch):
     monkeypatch.setattr("launcher.submission.count_gpus", lambda: 0)
-    words = of_job(known, {"SLURM_JOB_NUM_NODES": "4"} | variables)
+    words = of_job(known, replace(JOB, nodes=["n1", "n2", "n3", "n4"], **facts))
     pairs = [word.removeprefix("--").removeprefix("slurm.").split("=") for word in words]
     assert dict(pairs) == expected
