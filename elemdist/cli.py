@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 
 from elemdist import __version__
-from elemdist.errors import EXIT_USER_ERROR, UserError, nearest
+from elemdist.errors import EXIT_USER_ERROR, UserError
+from elemdist.other_words import verb_here
+from elemdist.rank_variables import forget_ranks
 
 
 def shard(argv: list[str]) -> int:
@@ -279,8 +281,10 @@ def main() -> int:
     try:
         if name not in VERBS:
             raise UserError(
-                f"unknown verb '{name}'{nearest(name, VERBS)}; elemdist --help lists all"
+                f"unknown verb '{name}'{verb_here(name, VERBS)}; elemdist --help lists all"
             )
+        if name != "train":  # which may be a rank of others
+            forget_ranks()
         return VERBS[name](argv[1:])
     except UserError as error:
         verb = f" {name}" if name in VERBS else ""

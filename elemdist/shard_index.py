@@ -12,6 +12,7 @@ import numpy as np
 
 from elemdist.errors import UserError
 from elemdist.file_info import FileInfo
+from elemdist.other_words import shards_here
 from elemdist.shard_cache import Folder, LocalFolder, open_folder
 
 FORMAT, FORMAT_VERSION = "elemdist-shards", 1
@@ -45,7 +46,7 @@ def missing_index(folder: Folder) -> UserError:
             f"{folder.name} is unfinished: run the same `elemdist shard` command again, it goes on"
         )
     if isinstance(folder, LocalFolder) and not os.path.isdir(folder.path):
-        return UserError(f"no shard folder {folder.name}: {MAKE_ONE}")
+        return UserError(f"no shard folder {folder.name}: {shards_here(folder.path) or MAKE_ONE}")
     inner = [
         f"{folder.name}/{name}"
         for name in ("train", "val", "test")

@@ -59,3 +59,15 @@ def tail(path: Path, size: int = TAIL_BYTES) -> list[str]:
         return []
     whole = lines[1:] if length > size else lines
     return [line.decode("utf-8", "replace") for line in whole if line]
+
+
+def added(path: Path, place: int) -> tuple[str, int]:
+    """(the lines of a log that stand after `place`, in bytes; where they end)."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(place)
+            data = file.read()
+    except OSError:
+        return "", place
+    whole = data[: data.rfind(b"\n") + 1]
+    return whole.decode("utf-8", "replace"), place + len(whole)

@@ -16,7 +16,7 @@ from elemdist.errors import UserError
 from launcher import slurm
 from launcher.decide import CANCELLED
 from launcher.launch import launch
-from launcher.progress import tail
+from launcher.progress import added, tail
 from launcher.run_jobs import jobs_of
 from launcher.settings import read
 from launcher.status import is_run, queue_now, run_folders, status_of
@@ -100,19 +100,13 @@ def follow(run_dir: Path, settings: LogsSettings, path: Path) -> None:
     """Shows what is added to a log, and goes on to that of the next attempt."""
     place, asked_s = path.stat().st_size, 0.0
     while True:
-        try:
-            with open(path, "rb") as file:
-                file.seek(place)
-                data = file.read()
-        except FileNotFoundError:
-            data = b""
-        place += len(data)
-        print(data.decode("utf-8", "replace"), end="", flush=True)
+        text, place = added(path, place)
+        print(text, end="", flush=True)
         newer = log_of(run_dir, settings)
-        if not data and newer is not None and newer != path:
+        if not text and newer is not None and newer != path:
             path, place = newer, 0
             print(f"== {path}", flush=True)
-        elif not data and time.monotonic() > asked_s + QUEUE_S:
+        elif not text and time.monotonic() > asked_s + QUEUE_S:
             asked_s = time.monotonic()
             if status_of(run_dir, queue_now()).state in ENDED:
                 return

@@ -11,12 +11,11 @@ import dataclasses
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 from elemdist.attempts import Attempt
 from elemdist.errors import EXIT_LOST, EXIT_STOPPED, EXIT_USER_ERROR, Superseded, UserError
@@ -29,14 +28,13 @@ from launcher.judge import judge
 from launcher.own_job import number_here, own_job, patiently
 from launcher.places import DEAD, Here, InJob, place_of
 from launcher.preflight import RUN_FOLDER, preflight, summary
-from launcher.progress import newest_step
+from launcher.progress import added, newest_step
 from launcher.settings import LaunchSettings, read, stated
 from launcher.submission import is_by_hand, of_job, prepare
 
-BY_SLURM = "SIGTERM: the job is preempted, requeued or cancelled"
 SIGNALS = {
     signal.SIGUSR2: TIME_LIMIT,
-    signal.SIGTERM: BY_SLURM,
+    signal.SIGTERM: "SIGTERM: the job is preempted, requeued or cancelled",
     signal.SIGINT: "Ctrl-C",
     signal.SIGQUIT: "SIGQUIT",
 }
@@ -44,9 +42,6 @@ POLL_S = 0.2
 LOOK_S, LOOK_LOST_S = 30.0, 5.0  # between two looks at the nodes; when a rank was lost
 KILLED_S = 90.0  # for SLURM to end a job whose ranks it has asked to stop
 SETTLE_S = 20.0  # for SLURM to notice that a node is gone when a rank is
-
-
-T = TypeVar("T")
 
 
 def say(line: str) -> None:
@@ -69,6 +64,7 @@ class Supervisor:
         self.forced = self.ending = False
         self.last: Attempt | None = None
         self.signals: list[int] = []
+        self.shown = 0  # bytes of the log of the ranks here
         self.bad: dict[str, str] = {}
         self.unfit: dict[str, str] = {}
 
@@ -99,7 +95,7 @@ class Supervisor:
     def attempt(self) -> End:
         """One start of the ranks, to its end."""
         place, before = self.place, newest_step(self.run_dir)
-        self.bad = self.unfit | self.patiently(place.bad_nodes)
+        self.bad = self.unfit | patiently(place.bad_nodes, say)
         facts = {"job": place.job, "ranks": self.settings.world_size, "before": before}
         # A supervisor that was taken for dead, and wakes up, must not begin another.
         attempt = self.last = Attempt.begin(self.run_dir, facts, self.last)
@@ -116,6 +112,7 @@ class Supervisor:
             return end
         attempt.write("nodes", {"nodes": nodes})
         say(f"attempt {attempt.number} on {', '.join(nodes)}, from step {before}")
+        self.shown = 0
         process = place.start(attempt, nodes)
         code = self.wait(process, attempt, nodes)
         attempt.check()  # one that woke up has nothing to say any more
@@ -168,7 +165,9 @@ class Supervisor:
                 self.bad = self.dead_nodes()
                 if any(node in self.bad for node in nodes):
                     self.place.end_now(process)  # srun waits for a dead node for long
+            self.show(attempt)
             time.sleep(POLL_S)
+        self.show(attempt)
         return code
 
     def has_failed(self, attempt: Attempt) -> bool:
@@ -219,7 +218,7 @@ class Supervisor:
                 # The ranks were asked by SLURM itself, which is about to end this job and to
                 # put it back into the queue.
                 time.sleep(KILLED_S)
-            self.patiently(lambda: self.place.back_into_queue(sorted(self.unfit)))
+            patiently(lambda: self.place.back_into_queue(sorted(self.unfit)), say)
             return EXIT_STOPPED
         with suppress(UserError):  # links that begin all the same find it done
             self.place.finish()
@@ -229,11 +228,13 @@ class Supervisor:
         """Whether the job, which SLURM ends, is not to come back."""
         place = self.place
         begun = place.own.restarts if isinstance(place, InJob) else 0
-        return self.patiently(lambda: slurm.was_cancelled(place.job, begun))
+        return patiently(lambda: slurm.was_cancelled(place.job, begun), say)
 
-    def patiently(self, ask: Callable[[], T]) -> T:
-        """What SLURM answers, as soon as its controller does."""
-        return patiently(ask, say)
+    def show(self, attempt: Attempt) -> None:
+        """Shows what the ranks of this machine have printed since the last call."""
+        if self.settings.local:
+            text, self.shown = added(attempt.folder / "rank-00000.log", self.shown)
+            print(text, end="", flush=True)
 
     def pause(self) -> None:
         """Waits before another try, until a signal comes."""
@@ -291,8 +292,8 @@ def run(argv: list[str], description: str | None) -> int:
     place = place_of(settings, run_dir, recipe, job)
     if job and job.is_mixed:
         say(f"the job is heterogeneous: its first part, {', '.join(job.nodes)}, is used")
-    shown = f"`elemdist logs '{run_dir}' --follow` shows what its ranks print"
-    say(f"run folder {run_dir}; job {place.job}" if place.job else shown)
+    kept = f"what its ranks print follows, and stays in {run_dir}/attempts"
+    say(f"run folder {run_dir}; {f'job {place.job}' if place.job else kept}")
     try:
         return Supervisor(settings, run_dir, place).run()
     except Superseded as error:
