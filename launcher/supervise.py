@@ -8,6 +8,7 @@ the queue, or gives up: see decide.py. What it did stands in RUN/attempts.
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
 import subprocess
 import time
@@ -276,9 +277,7 @@ def run(argv: list[str], description: str | None) -> int:
         )
     if number_here() and "--help" not in argv and stated(argv).get("local") != "true":
         job = patiently(own_job, say)
-        argv = [
-            word.replace("%a", job.task) if word.endswith("/%a.yaml") else word for word in argv
-        ]
+        argv = [re.sub(r"/%a\.yaml$", f"/{job.task}.yaml", word) for word in argv]
         argv = [*argv, *of_job(stated(argv), job)] if by_hand else argv
     settings = read(argv, "elemdist supervise", description)
     settings.local = settings.local or job is None
