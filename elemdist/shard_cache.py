@@ -41,7 +41,7 @@ class LocalFolder:
             with open(path, "rb") as file:
                 file.seek(first)
                 return file.read(-1 if end is None else end - first)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error

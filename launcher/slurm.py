@@ -169,7 +169,7 @@ def was_cancelled(job: str, begun: int) -> bool:
     SLURM does not say so in one word: its state is COMPLETING in all four cases. One that is
     preempted has the time of it, one that is requeued has been counted as begun anew.
     """
-    facts = show("job", job)
+    facts = show("job", job, "JobId=")
     return (
         facts.get("JobState") in ("COMPLETING", "CANCELLED")
         and facts.get("PreemptTime", "None") == "None"
@@ -203,7 +203,7 @@ def check_partition(name: str | None, nodes: int, limit_s: int) -> None:
             f"slurm.partition: the cluster has no '{name}'{nearest(name, known)}; known:"
             f" {listed(known)}"
         )
-    about = show("partition", name)
+    about = show("partition", name, "PartitionName=")
     if about.get("State", "UP") != "UP":
         raise UserError(f"slurm.partition: {name} is {about['State']}; take another one")
     total = int(about.get("TotalNodes", nodes))

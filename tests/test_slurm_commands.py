@@ -1,0 +1,140 @@
+"""SLURM's commands as sites have them: missing, slow, failing, with lines of their own before what
+is asked for. Real ones run in tests/cluster."""
+
+from __future__ import annotations
+
+import pytest
+
+from elemdist.errors import UserError
+from launcher import slurm
+from launcher.own_job import own_job
+
+NOISE = "echo 'site: maintenance | on \xff Monday' ; echo 'slurm: warning' >&2; "
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """command(name, script) puts one on the PATH, where no other is."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def put(name: str, script: str, mode: int = 0o755) -> None:
+        path = tmp_path / name
+        path.write_bytes(b"#!/bin/sh\n" + script.encode("latin-1") + b"\n")
+        path.chmod(mode)
+
+    return put
+
+
+def refusal(ask, *words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        ask(*words)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_without_any_of_them_there_is_no_slurm_here(command):
+    for ask in (slurm.jobs, slurm.partitions, lambda: slurm.submit([], {})):
+        assert "there is no SLURM here" in refusal(ask)
+
+
+@pytest.mark.parametrize(
+    ("missing", "there", "ask"),
+    [
+        ("sbatch", "squeue", lambda: slurm.submit([], {})),
+        ("squeue", "sbatch", slurm.jobs),
+        ("sinfo", "sbatch", slurm.partitions),
+        ("scontrol", "srun", lambda: own_job({"SLURM_JOB_ID": "71"})),
+    ],
+)
+def test_one_that_is_missing_is_named(missing, there, ask, command):
+    command(there, "exit 0")
+    told = refusal(ask)
+    assert f"{missing} is not on the PATH here, though {there} is" in told
+
+
+def test_one_that_may_not_be_run_says_so(command):
+    command("squeue", "exit 0", mode=0o644)
+    assert "squeue cannot be run: Permission denied" in refusal(slurm.jobs)
+
+
+def test_a_slow_one_and_one_without_a_controller_do_not_answer(command, monkeypatch):
+    monkeypatch.setattr(slurm, "TIMEOUT_S", 0.2)
+    command("squeue", "exec /bin/sleep 30")
+    with pytest.raises(slurm.Unreachable, match=r"squeue took 0.2 s"):
+        slurm.jobs()
+    command("sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(slurm.Unreachable, match="sinfo reaches no SLURM"):
+        slurm.partitions()
+    command("sbatch", "echo 'sbatch: error: QOS is over its limit' >&2; exit 1")
+    assert refusal(lambda: slurm.submit([], {})) == "sbatch: QOS is over its limit"
+
+
+@pytest.mark.parametrize("printed", ["71", "71;theirs"])
+def test_the_number_of_a_job_stands_after_what_a_site_prints(printed, command):
+    command("sbatch", f"{NOISE} echo '{printed}'")
+    assert slurm.submit([], {}) == "71"
+    command("sbatch", NOISE)
+    assert "sbatch does not say the number of the job, but: maintenance" in refusal(
+        lambda: slurm.submit([], {})
+    )
+
+
+def test_other_lines_are_neither_jobs_nor_partitions(command):
+    command("squeue", f"{NOISE} echo '71|a-run|RUNNING|None|n1|1:00|now'")
+    assert [job.id for job in slurm.jobs()] == ["71"]
+    command("sinfo", f"{NOISE} for p in 'main*' high 'main*'; do echo \"partition=$p\"; done")
+    assert slurm.partitions() == ["main*", "high"]
+
+
+LINE = (
+    "JobId={0} {1}JobName=a run UserId=me(7) JobState={2} Requeue=1 Restarts={3} NodeList=n[1-2]"
+    " BatchHost=n1 NumNodes=2 NumCPUs=16 NumTasks=4 CPUs/Task=4 TRES=cpu=16,node=2 JOB_GRES=gpu:6"
+    " Nodes=n1 CPU_IDs=0-7 Mem=0 GRES=gpu:a100:2(IDX:0-1),gpu:h100:2(IDX:2-3) Nodes=n2 CPU_IDs=0-7"
+    " Mem=0 GRES=gpu:2(IDX:0-1) Command=/slurm/train.sbatch t.yaml"
+)
+INHERITED = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "0", "SLURM_RESTART_COUNT": "5"}
+
+
+def test_a_job_is_what_its_own_number_says(command):
+    """Not what it has inherited from the task of an array in which it was submitted."""
+    command("scontrol", f"{NOISE} echo '{LINE.format(71, '', 'RUNNING', 1)}'")
+    job = own_job(INHERITED | {"SLURM_JOB_ID": "71", "SLURM_GPUS_PER_NODE": "8"})
+    assert (job.number, job.id, job.task, job.name) == (71, "71", "", "a run")
+    assert (job.nodes, job.tasks, job.cpus, job.gpus) == (["n1", "n2"], 2, 4, 2)
+    assert (job.restarts, job.is_mixed) == (1, False)
+
+
+def test_the_last_task_of_an_array_whose_number_is_that_of_all_is_that_task(command):
+    tasks = [
+        LINE.format(number, f"ArrayJobId=70 ArrayTaskId={task} ", "RUNNING", 0)
+        for number, task in ((71, 3), (70, 4))
+    ]
+    command("scontrol", "\n".join(f"echo '{line}'" for line in tasks))
+    assert own_job(INHERITED | {"SLURM_JOB_ID": "70"}).id == "70_4"
+    assert own_job(INHERITED | {"SLURM_JOB_ID": "71"}).id == "70_3"
+
+
+def test_the_first_part_of_a_heterogeneous_job_is_the_job(command):
+    parts = [
+        LINE.format(number, f"HetJobId=70 HetJobOffset={number - 70} ", "RUNNING", 0)
+        for number in (70, 71)
+    ]
+    command("scontrol", "\n".join(f"echo '{line}'" for line in parts))
+    job = own_job({"SLURM_JOB_ID": "70"})
+    assert (job.id, job.is_mixed) == ("70", True)
+
+
+@pytest.mark.parametrize(
+    ("number", "script"),
+    [
+        ("71", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"),
+        ("71", f"echo '{LINE.format(71, '', 'COMPLETED', 0)}'"),
+        ("71", f"echo '{LINE.format(72, '', 'RUNNING', 0)}'"),
+        ("none", "exit 1"),
+    ],
+)
+def test_a_number_of_another_time_is_no_job(number, script, command):
+    command("scontrol", script)
+    told = refusal(lambda: own_job({"SLURM_JOB_ID": number}))
+    assert f"SLURM_JOB_ID={number} is no job that runs" in told
+    assert "--local" in told
