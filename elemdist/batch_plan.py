@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from elemdist.errors import UserError
 from elemdist.run_settings import BatchSettings
+from elemdist.units import counted
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ class BatchPlan:
         least = count // self.micro_batches
         micro = f"{most}" if least == most else f"{least} or {most}"
         shared = self.sequence_parallel
-        ranks = f"{self.groups} " + (f"group(s) of {shared} ranks" if shared > 1 else "rank(s)")
+        ranks = counted(self.groups, "group" if shared > 1 else "rank")
+        ranks += f" of {shared} ranks" if shared > 1 else ""
         return (
             f"{count:,} samples ({count * sample_bytes:,} bytes) a step ="
-            f" {micro} a pass x {ranks} x {self.passes} pass(es)"
+            f" {micro} a pass x {ranks} x {counted(self.passes, 'pass')}"
         )
 
 
@@ -84,7 +86,7 @@ def plan_batch(
     """
     if ranks % sequence_parallel:
         raise UserError(
-            f"sequence_parallel: {ranks} rank(s) do not divide into groups of"
+            f"sequence_parallel: {counted(ranks, 'rank')} cannot be divided into groups of"
             f" {sequence_parallel}; take a divisor of {ranks}, or another number of ranks"
         )
     groups, samples = ranks // sequence_parallel, global_samples(batch, sample_bytes)

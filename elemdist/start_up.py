@@ -44,6 +44,7 @@ from elemdist.stop import StopRequest
 from elemdist.tally import Tally
 from elemdist.timing import Stopwatch
 from elemdist.trace import Trace
+from elemdist.units import counted
 from elemdist.watchdog import Watchdog
 
 
@@ -281,13 +282,14 @@ class Session:
         self.say(
             f"{model.backbone}, {model.input} input, {self.data.config.objective}:"
             f" {self.parameters:,} parameters ({self.embedding_parameters:,} of the embedding),"
-            f" {train.samples:,} samples of {train.n} rows of {train.v} bytes"
+            f" {counted(train.samples, 'sample')} of {counted(train.n, 'row')} of"
+            f" {counted(train.v, 'byte')}"
         )
         if len(train.sets) > 1:
             self.say(train.describe())
         self.say(
             f"{self.plan.chain(self.data.sample_bytes)};"
-            f" {settings.steps} steps = {epochs:.2f} epochs"
+            f" {counted(settings.steps, 'step')} = {epochs:.2f} epochs"
         )
         self.say(
             f"ZeRO {settings.zero.stage}, {'bf16' if self.bf16 else 'fp32'},"

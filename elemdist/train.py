@@ -58,6 +58,7 @@ from elemdist.start_up import Session
 from elemdist.step import train_step
 from elemdist.stop import StopRequest, end_process, how_it_ended, write_end
 from elemdist.train_arguments import understood
+from elemdist.units import counted
 from elemdist.watchdog import Watchdog
 
 
@@ -214,9 +215,8 @@ class Run:
                 self.after_step(agreed)
         if (problem := session.finish_saving()) is not None:
             raise AgreedError(problem)
-        session.say(
-            f"done: {self.last} of {self.settings.steps} steps, run folder {session.folder}"
-        )
+        steps = counted(self.settings.steps, "step")
+        session.say(f"done: {self.last:,} of {steps}, run folder {session.folder}")
 
 
 def raise_error(error: UserError | None) -> None:

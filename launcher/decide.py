@@ -18,6 +18,7 @@ from elemdist.errors import (
     EXIT_SUPERSEDED,
     EXIT_USER_ERROR,
 )
+from elemdist.units import counted
 from launcher.settings import RetrySettings
 
 Next = Literal["done", "stopped", "again", "queue", "give up"]
@@ -74,7 +75,8 @@ def decide(ends: Sequence[End], retry: RetrySettings) -> tuple[Next, str]:
         if last.asked == CANCELLED:
             return "stopped", "cancelled, with a checkpoint"
         if (count := without_progress(ends)) >= retry.without_progress:
-            return "give up", f"{count} jobs in a row had no time for a step (slurm.time)"
+            jobs = counted(count, "job")
+            return "give up", f"{jobs} in a row had no time for a step (slurm.time)"
         return "queue", last.reason
     if last.asked == CANCELLED:
         return "stopped", f"cancelled, without a checkpoint: {last.reason}"
@@ -82,9 +84,11 @@ def decide(ends: Sequence[End], retry: RetrySettings) -> tuple[Next, str]:
         return "give up", last.reason
     failures = [end for end in ends if is_failure(end)]
     if len(failures) > retry.most:
-        return "give up", f"{len(failures)} attempts have failed (retry.most): {last.reason}"
+        most = counted(retry.most, "attempt")
+        return "give up", f"more than {most} failed (retry.most): {last.reason}"
     if (count := without_progress(ends)) >= retry.without_progress:
-        return "give up", f"{count} attempts in a row brought no new checkpoint: {last.reason}"
+        tries = counted(count, "attempt")
+        return "give up", f"{tries} in a row brought no new checkpoint: {last.reason}"
     if len(ends) > 1 and is_same(ends[-2], last):
         return "give up", f"the same failure at step {last.step + 1} twice: {last.reason}"
     if last.asked is not None:

@@ -25,8 +25,8 @@ from launcher.local import count_gpus
 from launcher.missing import missing
 
 TOP_LEVEL = ("elemdist", "data_prep", "launcher")
-NEEDED = ("deepspeed", "mosaicml-streaming", "transformers")
-OPTIONAL = ("flash-attn", "flash-attn-4", "triton")
+NEEDED = ("deepspeed",)  # to train; the others each for one thing, see missing.py
+OPTIONAL = ("mosaicml-streaming", "transformers", "flash-attn", "flash-attn-4", "triton")
 SHARED_MEMORY = "/dev/shm"
 GB = 1e9
 

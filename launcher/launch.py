@@ -23,7 +23,7 @@ from pathlib import Path
 
 from elemdist.atomic import write_atomically
 from elemdist.errors import UserError
-from elemdist.units import duration
+from elemdist.units import counted, duration
 from launcher import slurm
 from launcher.history import done_at, note_launch
 from launcher.local import count_gpus
@@ -94,8 +94,8 @@ def check_cluster(settings: LaunchSettings) -> None:
     """Raises UserError where there is no SLURM, or its partition cannot run this."""
     nodes = settings.nodes + settings.spare_nodes
     slurm.check_partition(settings.slurm.partition, nodes, seconds(settings.slurm.time))
-    gpus = f", {settings.gpus_per_node} GPUs" if settings.asks_for_gpus else ""
-    asked = f"{nodes} nodes with {settings.per_node} ranks{gpus} each"
+    gpus = f", {counted(settings.gpus_per_node, 'GPU')}" if settings.asks_for_gpus else ""
+    asked = f"{counted(nodes, 'node')} with {counted(settings.per_node, 'rank')}{gpus} each"
     slurm.check_request([*resources(settings, os.devnull), str(SCRIPT)], asked)
 
 
@@ -223,7 +223,7 @@ def check_fit(settings: LaunchSettings) -> list[str]:
     if settings.local:
         return lines
     jobs = jobs_needed(whole_s, seconds(settings.slurm.time), settings.slurm.save_s)
-    lines[-1] += f": {jobs} job(s) of {settings.slurm.time}"
+    lines[-1] += f": {counted(jobs, 'job')} of {settings.slurm.time}"
     if jobs > settings.links:
         lines.append(
             f"it goes back into the queue at its time limit; --links {jobs} spares it the waiting"

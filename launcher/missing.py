@@ -22,12 +22,16 @@ LEAST_FILES = 4096
 INSTALL = f"{sys.executable} -m pip install"
 # Module -> (package, what needs it); not needed to train.
 PACKAGES = {
+    "streaming": ("mosaicml-streaming", "MappedDataset, for training loops of one's own"),
+    "transformers": ("'transformers<5'", "models that elemdist export has written"),
     "s3fs": ("s3fs 'boto3<1.43.118'", "shards in S3"),
     "gcsfs": ("gcsfs", "shards in Google's store"),
     "adlfs": ("adlfs", "shards in Azure's store"),
     "wandb": ("wandb", "--wandb"),
 }
 GPU_PACKAGES = {
+    "streaming": ("mosaicml-streaming", "MappedDataset, for training loops of one's own"),
+    "transformers": ("'transformers<5'", "models that elemdist export has written"),
     "flash_attn": ("--no-build-isolation flash-attn", "the fastest attention on this GPU"),
     "triton": ("triton", "--compile on this GPU"),
 }
@@ -56,7 +60,7 @@ def missing(
         gpus: of this machine. shared_gb, cache_gb: free in /dev/shm and in the cache's folder.
     """
     for name in needed:
-        yield Missing(name, "everything", f"{INSTALL} {name}")
+        yield Missing(name, "training", f"{INSTALL} {name}")
     for module, (package, user) in (PACKAGES | (GPU_PACKAGES if gpus else {})).items():
         if find_spec(module) is None:
             yield Missing(module, user, f"{INSTALL} {package}")

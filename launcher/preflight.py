@@ -22,6 +22,7 @@ from elemdist.attempts import Attempt
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
 from elemdist.slurm_ranks import port_of
+from elemdist.units import counted
 from launcher.blame import to_blame
 from launcher.local import count_gpus
 from launcher.own_job import number_here, own_job
@@ -159,7 +160,7 @@ def other_versions(report: Report, usual: dict[str, str]) -> str | None:
 def broken_gpu(report: Report, gpus: int) -> str | None:
     """What is wrong with a node's GPUs, of which there should be so many; None: nothing."""
     if len(report["gpus"]) < gpus:
-        return f"the driver shows {len(report['gpus'])} GPUs instead of {gpus}"
+        return f"the driver shows {counted(len(report['gpus']), 'GPU')} instead of {gpus}"
     for gpu in report["gpus"]:
         errors = gpu.get("ecc.errors.uncorrected.volatile.total", "0")
         if errors.isdigit() and int(errors):
@@ -185,10 +186,15 @@ def summary(folder: Path) -> str:
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     writes = [one["write_mb_per_s"] for one in reports if "write_mb_per_s" in one]
     sums = [one["reduce_gb_per_s"] for one in reports if "reduce_gb_per_s" in one]
-    parts = [f"{len({one['node'] for one in reports})} nodes answer"]
+    parts = [answering(len({one["node"] for one in reports}))]
     parts += [f"write {min(writes):.0f} MB/s"] if writes else []
     parts += [f"all-reduce {min(sums):.2f} GB/s"] if sums else []
     return ", ".join(parts)
+
+
+def answering(nodes: int) -> str:
+    """1 node answers, 2 nodes answer."""
+    return counted(nodes, "node") + (" answers" if nodes == 1 else " answer")
 
 
 def report_lines(found: dict[str, Report], wrong: dict[str, str]) -> list[str]:
@@ -196,7 +202,7 @@ def report_lines(found: dict[str, Report], wrong: dict[str, str]) -> list[str]:
     lines = []
     for node in sorted(found.keys() | wrong.keys()):
         one = found.get(node, {})
-        parts = [f"{len(one['gpus'])} GPU(s)"] if one.get("gpus") else []
+        parts = [counted(len(one["gpus"]), "GPU")] if one.get("gpus") else []
         if "available_bytes" in one:
             parts.append(f"{one['available_bytes'] / 1e9:.0f} GB of memory free")
         if "write_mb_per_s" in one:

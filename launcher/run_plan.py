@@ -15,6 +15,7 @@ from elemdist.errors import UserError
 from elemdist.flops import GPUS, step_flops
 from elemdist.model_config import ModelConfig
 from elemdist.sequence_parallel import check_split
+from elemdist.units import counted
 from launcher.memory_plan import (
     Case,
     in_host,
@@ -79,8 +80,8 @@ def memory_lines(settings: PlanSettings, case: Case) -> list[str]:
     if host := in_host(case):
         ranks = min(settings.gpus_per_node, case.ranks)
         found.append(
-            f"{'offloaded':20}{host * ranks / 1e9:8.2f} in the memory of a machine with {ranks}"
-            " rank(s)"
+            f"{'offloaded':20}{host * ranks / 1e9:8.2f} in the memory of a machine with"
+            f" {counted(ranks, 'rank')}"
         )
     return found
 
@@ -173,7 +174,7 @@ def work_lines(settings: PlanSettings, case: Case) -> list[str]:
         f"work: {work.flops:.3g} FLOPs a step, {work.flops / work.bytes:.3g} a byte, forward and"
         " backward",
         f"time: {duration(work.seconds * settings.steps)} for {settings.steps:,} steps,"
-        f" {work.bytes / work.seconds / 1e6:.3g} MB/s, if {case.ranks} GPU(s) reach"
+        f" {work.bytes / work.seconds / 1e6:.3g} MB/s, if {counted(case.ranks, 'GPU')} reach"
         f" {settings.mfu:.0%} of {work.peak:g} TFLOPS each (--mfu)",
     ]
 

@@ -14,7 +14,7 @@ import torch
 from elemdist import compile_check
 from elemdist.attention import BACKENDS, backend
 from elemdist.compile_check import compile_obstacle
-from launcher import missing
+from launcher import doctor, missing
 from tests.conftest import ELEMDIST, elemdist, expect_user_error, run_command
 
 
@@ -65,6 +65,8 @@ def test_what_is_missing_comes_with_the_command_that_cures_it(monkeypatch, tmp_p
     monkeypatch.setattr(missing.ctypes.util, "find_library", lambda name: None)
     found = {one.what: one for one in missing.missing(["deepspeed"], 2, 0.1, 500.0)}
     assert found["deepspeed"].cure == f"{sys.executable} -m pip install deepspeed"
+    assert found["streaming"].needed_by == "MappedDataset, for training loops of one's own"
+    assert found["transformers"].needed_by == "models that elemdist export has written"
     assert found["flash_attn"].cure.endswith("pip install --no-build-isolation flash-attn")
     assert found["SLURM"].cure.endswith("elemdist launch --local")
     assert found["libaio"].cure == "apt-get install libaio-dev"
@@ -89,6 +91,14 @@ def test_the_doctor_does_not_import_what_it_only_names():
     )
     done = run_command(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
+
+
+def test_without_streaming_nothing_is_broken(monkeypatch):
+    for lacking, expected in (("mosaicml-streaming", []), ("deepspeed", ["deepspeed"])):
+        there = lambda name, lacking=lacking: None if name == lacking else "1.0"  # noqa: E731
+        monkeypatch.setattr(doctor, "version_of", there)
+        problems = doctor.examine()["problems"]
+        assert problems == [f"{name} is not installed" for name in expected]
 
 
 def make_package(folder: Path, name: str, source: str = "") -> Path:

@@ -16,6 +16,7 @@ import yaml
 from elemdist.attempts import Attempt, numbers
 from elemdist.errors import UserError
 from elemdist.stop import read_end
+from elemdist.units import counted
 from launcher.launch import run as launch
 from launcher.local import count_gpus
 from launcher.progress import newest_step
@@ -230,8 +231,8 @@ def test_here_there_are_as_many_ranks_as_gpus_and_no_job(packed, tmp_path):
     done = elemdist("launch", *words, "--local")
     assert done.returncode == 0, done.stderr
     gpus = count_gpus()
-    assert f" x {max(1, gpus)} rank(s)" in done.stdout
-    assert "job(s)" not in done.stdout
+    assert f" x {counted(max(1, gpus), 'rank')} x " in done.stdout
+    assert " of 24:00:00" not in done.stdout
     assert "slurm" not in done.stdout.partition("# here:")[2]
 
 
@@ -242,7 +243,7 @@ def test_a_dry_run_prints_all_and_writes_nothing(packed, tmp_path):
     done = elemdist("launch", *words, *more, PATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert not run.exists()
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("env ELEMDIST")]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("env ")]
     for part in (
         "--nodes=3 --ntasks-per-node=8 --time=24:00:00 --signal=B:USR2@300", "--no-kill",
         "--gpus-per-node=8", "--partition=gpu", "--cpus-per-task=12", "--dependency=singleton",

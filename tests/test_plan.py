@@ -116,7 +116,7 @@ def test_a_recipe_is_told_by_part():
 def test_a_run_is_told_from_batch_to_hours(planned):
     code, out = planned("configs/base.yaml", "--gpus", "32", "--gpu", "H200", "--mfu", "0.5")
     assert code == 0
-    assert "256 samples (1,572,864 bytes) a step = 8 a pass x 32 rank(s) x 1 pass" in out
+    assert "256 samples (1,572,864 bytes) a step = 8 a pass x 32 ranks x 1 pass" in out
     parts = memory(out)
     assert list(parts) == [
         "weights", "gradients", "optimizer", "batch", "activations kept", "largest temporary",
@@ -222,7 +222,7 @@ def test_what_cannot_be_is_one_line():
         ("--v -1", "v: -1 is below 0"),
         ("--gpu H1000", "gpu: 'H1000' does not fit"),
         ("--mfu 1.5", r"mfu: 1.5 is not in \(0, 1\]"),
-        ("--gpus 4 --sequence-parallel 3", r"4 rank\(s\) do not divide into groups of 3"),
+        ("--gpus 4 --sequence-parallel 3", r"4 ranks cannot be divided into groups of 3"),
         ("--gpus 32 --batch.global-samples 31", "31 global samples do not give each of 32 ranks"),
         ("--zero.stage 1 --zero.offload-parameters cpu", "set --zero.stage 3"),
         ("--data.train nowhere", "nowhere"),

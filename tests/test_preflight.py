@@ -70,7 +70,7 @@ def test_a_node_that_cannot_write_its_report_prints_it(run_folder, tmp_path):
         ({"time_s": 1060.0}, "its clock is +60 s off"),
         ({"free_bytes": 1 << 20}, "the run folder has only 0.0 GB free"),
         ({"available_bytes": 1 << 20}, "only 0.0 GB of memory are free"),
-        ({"gpus": [gpu(0)]}, "the driver shows 1 GPUs instead of 2"),
+        ({"gpus": [gpu(0)]}, "the driver shows 1 GPU instead of 2"),
         ({"gpus": []}, "the driver shows 0 GPUs instead of 2"),
         ({"gpus": [gpu(0), gpu(1, memory__used="40000")]}, "somebody else has 40000 of 81559 MiB"),
         (

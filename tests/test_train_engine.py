@@ -156,4 +156,4 @@ def children(pid: int) -> list[int]:
 def test_the_micro_batch_is_found_by_trying(packed, tmp_path):
     words = ["--run-dir", tmp_path / "run", "--data.train", packed / "train", *TINY]
     out = train(tmp_path / "log", 2, *words, "--steps", "2", "--auto-micro-batch")
-    assert "16 samples (4,096 bytes) a step = 8 a pass x 2 rank(s) x 1 pass(es)" in out
+    assert "16 samples (4,096 bytes) a step = 8 a pass x 2 ranks x 1 pass" in out

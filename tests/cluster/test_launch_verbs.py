@@ -257,7 +257,7 @@ def test_a_disk_that_is_full_for_all_nodes_is_given_up_at_once(cluster, packed):
         (["--slurm.partition", "mian"], ["the cluster has no 'mian'; did you mean 'main'?"]),
         (["--nodes", "3", "--spare-nodes", "1"], ["4 are asked for", "can have 3"]),
         (["--slurm.time", "2-0"], ["more than the limit of partition main, 1-00:00:00", "--links"]),
-        (["--ranks-per-node", "9"], ["1 nodes with 9 ranks each", "configuration is not avail"]),
+        (["--ranks-per-node", "9"], ["1 node with 9 ranks each", "configuration is not avail"]),
         (["--slurm.options", '["--no-such-option"]'], ["sbatch: ", "no-such-option"]),
         (["--links", "2", "--sweep", "configs/tiny.yaml"], ["links: "]),
     ],
