@@ -17,6 +17,7 @@ import jsonargparse
 from elemdist.artefacts import MissingError
 from elemdist.errors import UserError, nearest
 from elemdist.json_text import json_text
+from elemdist.other_words import option_here, recipe_here
 from elemdist.setting_values import item_kind, leaf_types, printable, required, typed
 from elemdist.yaml_text import FALSE, TRUE, Scalar, Tree, read_yaml, resolved
 
@@ -44,7 +45,10 @@ def read_recipe(path: str, known: dict[str, Any]) -> dict[str, Tree]:
     try:
         tree = read_yaml(path)
     except MissingError:
-        raise UserError(f"{path}: cannot read the recipe: there is no such file") from None
+        told = f"{path}: cannot read the recipe: there is no such file"
+        raise UserError(told + recipe_here(path)) from None
+    except UserError as error:
+        raise UserError(f"{error}{recipe_here(path)}") from None
     return {} if tree is None else flatten(tree, known, path)
 
 
@@ -54,7 +58,8 @@ def flatten(tree: Tree, known: dict[str, Any], place: str) -> dict[str, Tree]:
 
     def walk(node: Tree, prefix: str) -> None:
         if not isinstance(node, dict):
-            raise UserError(f"{place}: {prefix[:-1] or 'the recipe'}: expected keys with values")
+            told = f"{place}: {prefix[:-1] or 'the recipe'}: expected keys with values"
+            raise UserError(told + recipe_here(place))
         for name, value in node.items():
             key = f"{prefix}{name}".replace("-", "_")
             if key in values:
@@ -76,6 +81,11 @@ def as_word(tree: Tree) -> str:
     return tree.text if isinstance(tree, Scalar) else json_text(resolved(tree))
 
 
+def key_of(token: str) -> str:
+    """Return the key of an option: of ``--a-b.c=1`` a_b.c."""
+    return token.lstrip("-").partition("=")[0].replace("-", "_")
+
+
 def split_arguments(argv: list[str], known: dict[str, Any]) -> tuple[list[str], dict[str, Tree]]:
     """Return (positional arguments, dotted key -> value). Raises UserError on an unknown option."""
     positional: list[str] = []
@@ -85,17 +95,18 @@ def split_arguments(argv: list[str], known: dict[str, Any]) -> tuple[list[str], 
         token = rest.pop(0)
         if token == "--":
             return positional + rest, values
-        if not token.startswith("--"):
+        if not re.match("--|-[A-Za-z]", token):
             positional.append(token)
             continue
-        name, equals, value = token[2:].partition("=")
-        key = name.replace("-", "_")
-        if key not in known:
-            hint = nearest(key, known).replace("_", "-")
-            raise UserError(f"unknown option --{printable(name)}{hint}; --help lists all")
+        option, equals, value = token.partition("=")
+        name, key = option.lstrip("-"), key_of(token)
+        if key not in known or not token.startswith("--"):
+            hint = option_here(name, known)
+            raise UserError(f"unknown option {printable(option)}{hint}; --help lists all")
         if not equals:
             flag = known[key] is bool and (not rest or rest[0].lower() not in TRUE + FALSE)
-            if not flag and not rest:
+            # A text may begin with dashes, but not be another option.
+            if not flag and (not rest or (rest[0][:2] == "--" and key_of(rest[0]) in known)):
                 raise UserError(f"option --{name} needs a value")
             value = "true" if flag else rest.pop(0)
         values[key] = Scalar(value)

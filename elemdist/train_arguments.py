@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from elemdist.commandline import leaf_types, split_arguments
+from elemdist.commandline import as_word, leaf_types, split_arguments
 from elemdist.config import TrainSettings
 from elemdist.deepspeed_overrides import OURS, flat
 from elemdist.errors import UserError
+from elemdist.yaml_text import TRUE
 
 
 def understood(argv: list[str], say: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -41,9 +42,10 @@ def with_recipe(argv: list[str], say: Callable[[str], None]) -> list[str]:
     if any(word in ("-h", "--help") for word in argv):
         return argv
     recipes, values = split_arguments(argv, leaf_types(TrainSettings))
-    own = Path(values.get("run_dir", "")) / "settings.yaml"
-    named = recipes or "data.train" in values or "data.mixture" in values
-    if named or values.get("resume") != "true" or not own.is_file():
+    given = {key: as_word(value) for key, value in values.items()}
+    own = Path(given.get("run_dir", "")) / "settings.yaml"
+    named = recipes or "data.train" in given or "data.mixture" in given
+    if named or given.get("resume", "").lower() not in TRUE or not own.is_file():
         return argv
     say(f"resuming with the settings of the run, {own}")
     return [str(own), *argv]

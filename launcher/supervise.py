@@ -22,6 +22,7 @@ from elemdist.attempts import Attempt
 from elemdist.errors import EXIT_LOST, EXIT_STOPPED, EXIT_USER_ERROR, Superseded, UserError
 from elemdist.slurm_ranks import in_step
 from elemdist.stop import read_end
+from elemdist.yaml_text import TRUE
 from launcher import slurm
 from launcher.decide import TIME_LIMIT, End, Next, decide
 from launcher.history import done_at, ends_of, note_launch, note_lost
@@ -275,7 +276,7 @@ def run(argv: list[str], description: str | None) -> int:
             "srun has started several of this, which would all supervise one run; submit"
             " slurm/train.sbatch by sbatch, or have srun start `elemdist train`"
         )
-    if number_here() and "--help" not in argv and stated(argv).get("local") != "true":
+    if number_here() and "--help" not in argv and stated(argv).get("local", "").lower() not in TRUE:
         job = patiently(own_job, say)
         argv = [re.sub(r"/%a\.yaml$", f"/{job.task}.yaml", word) for word in argv]
         argv = [*argv, *of_job(stated(argv), job)] if by_hand else argv
