@@ -6,8 +6,8 @@
     DIR/README.md                              the model card
     DIR/model.onnx                             with --onnx
 
-The weights keep their names, the encoder's under `elemdist.`. A first projection that keeps the
-slots apart becomes the dense matrix that it amounts to.
+The weights keep their names, the encoder's under `elemdist.`, the head's under a name of its class.
+A first projection that keeps the slots apart becomes the dense matrix that it amounts to.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ CLASSES = {
     "clm": ("AutoModelForCausalLM", "ElemdistForCausalLM"),
     "classify": ("AutoModelForSequenceClassification", "ElemdistForSequenceClassification"),
 }
+# The head's name in each class: a file of one class gives another no weights by accident.
+HEADS = {"mlm": "mlm_head", "clm": "clm_head", "classify": "classifier"}
 PAD_CODE = 0  # CANINE's code point for padding; all other inputs have bytes, and PAD
 # -> the code points that stand in no word, as inclusive ranges
 AloneRanges = Callable[[], list[tuple[int, int]]]
@@ -110,9 +112,10 @@ def weights_of(model: Model) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, SlotProjection):
             weights[f"{name}.weight"] = dense_projection(module)
+    places = {"encoder": "elemdist", "head": HEADS[model.config.objective]}
     return {
-        f"elemdist.{name.removeprefix('encoder.')}" if name.startswith("encoder.") else name: x
-        for name, x in ((name, x.contiguous()) for name, x in weights.items())
+        ".".join([places[part], rest]): weight.contiguous()
+        for (part, _, rest), weight in ((name.partition("."), x) for name, x in weights.items())
     }
 
 

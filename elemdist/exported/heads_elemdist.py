@@ -141,12 +141,71 @@ class Classifier(nn.Module):
         return logits_BL if self.wide is None else logits_BL + self.wide(answer_BNK, mask_BN)
 
 
+def utf8_labels(code_BN: Tensor) -> Tensor:
+    """Return the bytes of characters, (B, N) code points -> (B, N, 4), PAD in slots not used.
+
+    `IGNORED` stays so in all four slots, and so does what stands for no text.
+    """
+    special_BN = (code_BN >= 0xE000) & (code_BN <= 0xE005)
+    code_BN = torch.where((code_BN <= 0) | special_BN, IGNORED, code_BN)
+    last = 0x80 | code_BN & 0x3F
+    middle, third = 0x80 | code_BN >> 6 & 0x3F, 0x80 | code_BN >> 12 & 0x3F
+    pad = torch.full_like(code_BN, PAD)
+    forms = [
+        (0x10FFFF, (0xF0 | code_BN >> 18, third, middle, last)),
+        (0xFFFF, (0xE0 | code_BN >> 12, middle, last, pad)),
+        (0x7FF, (0xC0 | code_BN >> 6, last, pad, pad)),
+        (0x7F, (code_BN, pad, pad, pad)),
+        (IGNORED, (code_BN, code_BN, code_BN, code_BN)),
+    ]
+    found = torch.stack(forms[0][1], -1)
+    for most, slots in forms[1:]:
+        found = torch.where((code_BN <= most).unsqueeze(-1), torch.stack(slots, -1), found)
+    return found
+
+
+def element_labels(labels: Tensor, config: ElemdistConfig, mask_BN: Tensor) -> Tensor:
+    """Return what is to be predicted, (B, N, V): a material whole, or `IGNORED` in all of its slots
+    where it is not predicted or is padding.
+
+    Slots that a collator has set to `IGNORED` behind the bytes of a material are its end.
+
+    Raises:
+        ValueError: only a part of a material is labelled, from which no material can be learnt.
+    """
+    if labels.ndim == 2:
+        labels = utf8_labels(labels) if config.input == "canine" else labels.unsqueeze(-1)
+    known_BNV = labels != IGNORED
+    if (known_BNV[..., 1:] & ~known_BNV[..., :-1]).any():
+        raise ValueError(
+            "labels: only some bytes of a material are labelled; a material is hidden and predicted"
+            " whole: take Trainer(data_collator=tokenizer.collator())"
+        )
+    labels = labels.where(known_BNV | ~known_BNV[..., :1], PAD)
+    return labels.where(mask_BN[..., None], IGNORED)
+
+
 def element_loss(logits_BNVE: Tensor, labels_BNV: Tensor) -> Tensor:
-    """The mean nats of a material: those of its bytes and of its end mark, the first PAD, if it has
-    one. Materials whose first label is `IGNORED` do not count."""
+    """Return the mean nats of a material: those of its bytes and of its end mark, the first PAD, if
+    it has one. Materials whose first label is `IGNORED` do not count."""
     counted_BNV = (labels_BNV == PAD).cumsum(-1) <= 1
     counted_BNV &= (labels_BNV[..., :1] != IGNORED).expand_as(labels_BNV)
     nats = F.cross_entropy(
         logits_BNVE[counted_BNV].float(), labels_BNV[counted_BNV], reduction="sum"
     )
     return nats / (labels_BNV[..., 0] != IGNORED).sum().clamp(min=1)
+
+
+def share_of_step(loss: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
+    """Return what a micro-batch adds to the mean loss of an optimizer step, so that the gradients
+    of its micro-batches sum up to that of one big batch.
+
+    Args:
+        loss: the mean of this micro-batch. labels: as they came.
+        items: `num_items_in_batch` of transformers' Trainer: labels of the step that are not
+            `IGNORED`, of all its micro-batches; None: this batch is the step.
+    """
+    if items is None:
+        return loss
+    total = torch.as_tensor(items, device=loss.device).flatten()[0].clamp(min=1)
+    return loss * (labels != IGNORED).sum() / total

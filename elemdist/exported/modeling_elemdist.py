@@ -24,7 +24,18 @@ from transformers.modeling_outputs import (
 from .blocks_elemdist import Block, ElementwiseEmbedding, allowed, layer_norm, rotation
 from .canine_elemdist import DownSampling, HashEmbedding, UpSampling, molecule_mask
 from .configuration_elemdist import ElemdistConfig
-from .heads_elemdist import IGNORED, PAD, Classifier, ElementHead, SlotDecoder, element_loss
+from .heads_elemdist import (
+    IGNORED,
+    PAD,
+    Classifier,
+    ElementHead,
+    SlotDecoder,
+    element_labels,
+    element_loss,
+    share_of_step,
+)
+
+SETTLED = ("return_dict", "use_cache")  # these change nothing here, whatever they are
 
 
 class ElemdistPreTrainedModel(PreTrainedModel):
@@ -33,6 +44,12 @@ class ElemdistPreTrainedModel(PreTrainedModel):
     config_class = ElemdistConfig
     base_model_prefix = "elemdist"
     main_input_name = "input_ids"
+    accepts_loss_kwargs = True  # Trainer's num_items_in_batch, see share_of_step
+
+    def __init__(self, config: ElemdistConfig, **options: Any) -> None:
+        super().__init__(config, **options)
+        # Trainer then counts all labels: their last axis is no sequence, to be shifted.
+        self.loss_type = None
 
     def _init_weights(self, module: nn.Module) -> None:
         """Of what a file does not hold, such as a new classifier's labels."""
@@ -48,7 +65,7 @@ class ElemdistPreTrainedModel(PreTrainedModel):
 class ElemdistModel(ElemdistPreTrainedModel):
     """The encoder, or decoder: text as the tokenizer gives it to a vector of each position."""
 
-    def __init__(self, config: ElemdistConfig, **_: Any) -> None:
+    def __init__(self, config: ElemdistConfig) -> None:
         super().__init__(config)
         width, embedded, pre = config.width, config.embedded, config.norm == "pre"
         canine = config.input == "canine"
@@ -120,7 +137,7 @@ class ElemdistModel(ElemdistPreTrainedModel):
         return self.last(x_BNW, allowed(mask_BN, config.window), turn)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> BaseModelOutput:
         """Args:
             input_ids: (B, N, V) int64 bytes; of input byte (B, N), of input canine (B, N) code
@@ -128,8 +145,10 @@ class ElemdistModel(ElemdistPreTrainedModel):
                 `input_ids` say so; padding is at the end.
 
         Raises:
-            ValueError: a sequence has more positions than there are.
+            ValueError: a sequence has more positions than there are, or `options` ask for what
+                this model does not do.
         """
+        refuse(options)
         most = self.config.max_positions
         if most and input_ids.shape[1] > most:
             raise ValueError(f"{input_ids.shape[1]} positions; this model has {most}")
@@ -140,6 +159,16 @@ class ElemdistModel(ElemdistPreTrainedModel):
         return BaseModelOutput(last_hidden_state=self.final_norm(x_BNW))
 
 
+def refuse(options: dict[str, Any]) -> None:
+    """Raise ValueError on options of a forward pass that ask for what these models do not do."""
+    asked = [name for name, value in options.items() if value is not None and value is not False]
+    if unknown := sorted(set(asked) - set(SETTLED)):
+        raise ValueError(
+            f"forward: {', '.join(unknown)}: an elementwise transformer has no such option; leave"
+            " it out"
+        )
+
+
 class ElementPrediction(ElemdistPreTrainedModel):
     """Materials out of their vectors; the base of the two below.
 
@@ -147,55 +176,78 @@ class ElementPrediction(ElemdistPreTrainedModel):
     time, and its logits are those on that way.
     """
 
+    head_name = ""  # each class has its own: a file of one gives another no weights by accident
+    shift = 0  # position k predicts the labels of k + shift
+
     def __init__(self, config: ElemdistConfig) -> None:
         super().__init__(config)
         self.elemdist = ElemdistModel(config)
-        self.head = SlotDecoder(config) if config.head == "autoregressive" else ElementHead(config)
+        head = SlotDecoder(config) if config.head == "autoregressive" else ElementHead(config)
+        setattr(self, self.head_name, head)
         self.post_init()
 
+    @property
+    def head(self) -> ElementHead | SlotDecoder:
+        """The predictions."""
+        return getattr(self, self.head_name)
+
     def predicted(
-        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, shift: int
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        items: Tensor | int | None,
+        options: dict[str, Any],
     ) -> tuple[Tensor | None, Tensor]:
-        """(loss, logits (B, N, V, E)); position k predicts the labels of k + `shift`."""
-        x_BNW = self.elemdist(input_ids, attention_mask).last_hidden_state
+        """Return (loss, logits (B, N, V, E)); without labels the loss is None."""
+        x_BNW = self.elemdist(input_ids, attention_mask, **options).last_hidden_state
         table = self.elemdist.embedding.table if self.config.tied else None
         if labels is None:
             return None, self.head(x_BNW, table, None)
-        target_BNV = labels if labels.ndim == 3 else labels.unsqueeze(-1)
-        if shift:
-            target_BNV = F.pad(target_BNV[:, shift:], (0, 0, 0, shift), value=IGNORED)
+        mask_BN = self.elemdist.mask(input_ids) if attention_mask is None else attention_mask.bool()
+        target_BNV = element_labels(labels, self.config, mask_BN)
+        if self.shift:
+            target_BNV = F.pad(target_BNV[:, self.shift :], (0, 0, 0, self.shift), value=IGNORED)
         logits_BNVE = self.head(x_BNW, table, target_BNV.where(target_BNV != IGNORED, PAD))
-        return element_loss(logits_BNVE, target_BNV), logits_BNVE
+        loss = element_loss(logits_BNVE, target_BNV)
+        return share_of_step(loss, labels, items), logits_BNVE
 
 
 class ElemdistForMaskedLM(ElementPrediction):
-    """Hidden materials out of those around them. `labels` (B, N, V): their bytes, else -100."""
+    """Hidden materials out of those around them. `labels` (B, N, V): their bytes, else -100; of
+    input byte and canine also (B, N), as `input_ids` are."""
+
+    head_name = "mlm_head"
 
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        **_: Any,
+        num_items_in_batch: Tensor | int | None = None,
+        **options: Any,
     ) -> MaskedLMOutput:
-        """The logits, (B, N, V, E); with `labels` the loss, too."""
-        loss, logits = self.predicted(input_ids, attention_mask, labels, 0)
-        return MaskedLMOutput(loss=loss, logits=logits)
+        """Return the logits, (B, N, V, E); with `labels` the loss, too."""
+        found = self.predicted(input_ids, attention_mask, labels, num_items_in_batch, options)
+        return MaskedLMOutput(loss=found[0], logits=found[1])
 
 
 class ElemdistForCausalLM(ElementPrediction):
     """The next material out of those before it. `labels` (B, N, V): mostly `input_ids`."""
 
+    head_name, shift = "clm_head", 1
+
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        **_: Any,
+        num_items_in_batch: Tensor | int | None = None,
+        **options: Any,
     ) -> CausalLMOutput:
-        """The logits, (B, N, V, E); with `labels` the loss, too."""
-        loss, logits = self.predicted(input_ids, attention_mask, labels, 1)
-        return CausalLMOutput(loss=loss, logits=logits)
+        """Return the logits, (B, N, V, E); with `labels` the loss, too."""
+        found = self.predicted(input_ids, attention_mask, labels, num_items_in_batch, options)
+        return CausalLMOutput(loss=found[0], logits=found[1])
 
 
 class ElemdistForSequenceClassification(ElemdistPreTrainedModel):
@@ -204,7 +256,7 @@ class ElemdistForSequenceClassification(ElemdistPreTrainedModel):
     def __init__(self, config: ElemdistConfig) -> None:
         super().__init__(config)
         self.elemdist = ElemdistModel(config)
-        self.head = Classifier(config)
+        self.classifier = Classifier(config)
         self.post_init()
 
     def forward(
@@ -212,18 +264,20 @@ class ElemdistForSequenceClassification(ElemdistPreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        **_: Any,
+        num_items_in_batch: Tensor | int | None = None,
+        **options: Any,
     ) -> SequenceClassifierOutput:
-        """The logits, (B, L); with `labels` the loss, too."""
-        x_BNW = self.elemdist(input_ids, attention_mask).last_hidden_state
+        """Return the logits, (B, L); with `labels` the loss, too."""
+        x_BNW = self.elemdist(input_ids, attention_mask, **options).last_hidden_state
         if attention_mask is None:
             attention_mask = self.elemdist.mask(input_ids)
         embedding, answer_BNK = self.elemdist.embedding, None
         if self.config.wide:
             assert isinstance(embedding, ElementwiseEmbedding)
             answer_BNK = embedding.answers(input_ids)
-        logits_BL = self.head(x_BNW, attention_mask, answer_BNK)
+        logits_BL = self.classifier(x_BNW, attention_mask, answer_BNK)
         loss = None
         if labels is not None:
             loss = F.binary_cross_entropy_with_logits(logits_BL.float(), labels.float())
+            loss = share_of_step(loss, labels, num_items_in_batch)
         return SequenceClassifierOutput(loss=loss, logits=logits_BL)

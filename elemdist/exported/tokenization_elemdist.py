@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchEncoding
 from transformers.utils import cached_file
+from transformers.utils.logging import get_logger
+
+from .collation_elemdist import Collator, stacked
+from .options_elemdist import CALL, DECODE, LOAD, PAD_CALL, SAVE, check_options
 
 PAD, MASK, DOC, SEP = 0xFF, 0xFE, 0xFD, 0xFC
 FIRST_SPECIAL = SEP
@@ -25,6 +30,8 @@ FIRST_SPECIAL = SEP
 CANINE_CODES = {PAD: 0, DOC: 0xE000, SEP: 0xE001, MASK: 0xE003}
 CUT_CHARACTER = 0xE005
 CONFIG = "tokenizer_config.json"
+CODE = ("tokenization_elemdist.py", "collation_elemdist.py", "options_elemdist.py")
+logger = get_logger(__name__)
 # Letters and digits with the one space behind them; white space; one and the same punctuation mark;
 # any other character by itself. {alone}: the characters that are in no word.
 WORDS = r"[^{alone}\t-\r !-/:-@\[-`{{-~]+ ?|[\t-\r ]+|([!-/:-@\[-`{{-~])\1*|."
@@ -66,16 +73,18 @@ class ElemdistTokenizer:
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], **kwargs: Any) -> ElemdistTokenizer:
         """The tokenizer of an exported folder, or of one on a hub."""
-        known = {"cache_dir", "force_download", "local_files_only", "revision", "token"}
-        found = cached_file(path, CONFIG, **{k: kwargs[k] for k in known & set(kwargs)})
+        check_options("from_pretrained", kwargs, LOAD, all_known=False)
+        hub = "cache_dir force_download local_files_only revision subfolder token"
+        found = cached_file(path, CONFIG, **{k: kwargs[k] for k in hub.split() if k in kwargs})
         return cls(**json.loads(Path(str(found)).read_text(encoding="utf-8")))
 
     @classmethod
     def register_for_auto_class(cls, *_: Any) -> None:
         """AutoTokenizer calls this; the saved file names the class anyway."""
 
-    def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> tuple[str]:
-        """Writes the settings and this file, and so all that :meth:`from_pretrained` needs."""
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> tuple[str]:
+        """Write the settings and the code, and so all that :meth:`from_pretrained` needs."""
+        check_options("save_pretrained", options, SAVE, all_known=False)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         names = ("n", "v", "segmenter", "input", "alone")
@@ -84,8 +93,9 @@ class ElemdistTokenizer:
             "auto_map": {"AutoTokenizer": [f"{Path(__file__).stem}.{type(self).__name__}", None]},
         }
         (folder / CONFIG).write_text(json.dumps(tree), encoding="utf-8")
-        code = Path(__file__).read_text(encoding="utf-8")
-        (folder / Path(__file__).name).write_text(code, encoding="utf-8")
+        for name in CODE:
+            code = Path(__file__).with_name(name).read_text(encoding="utf-8")
+            (folder / name).write_text(code, encoding="utf-8")
         return (str(folder / CONFIG),)
 
     def rows(self, text: str) -> Iterator[bytes]:
@@ -103,9 +113,23 @@ class ElemdistTokenizer:
                 start = end
             yield data[start:]
 
-    def positions(self, text: str) -> Tensor:
-        """One text as the model takes it: (N, v) int64, or (N,) of input byte and canine."""
-        rows = list(islice(self.rows(text), self.n - 1))
+    def positions(self, text: str, most: int = 0, cut: bool = True) -> Tensor:
+        """Return one text as the model takes it: (N, v) int64, or (N,) of input byte and canine.
+
+        Args:
+            most: rows at most, the document's included; 0: n. cut: a longer text loses its end.
+
+        Raises:
+            ValueError: the text is longer, and not to be cut.
+        """
+        most = most or self.n
+        rows = list(islice(self.rows(text), most))
+        if len(rows) == most:
+            told = f"a text has more than the {most - 1} rows beside its document's"
+            if not cut:
+                raise ValueError(f"tokenizer: truncation=False: {told}; cut it, or let it be cut")
+            logger.warning_once(f"{told}; its end is cut off")
+            rows.pop()
         if self.input == "elementwise":
             filled = [row.ljust(self.v, bytes([PAD])) for row in (bytes([DOC]), *rows)]
             return torch.tensor(list(b"".join(filled))).view(-1, self.v)
@@ -116,28 +140,120 @@ class ElemdistTokenizer:
         whole = sum(len(chr(code).encode("utf-8")) for code in codes) == len(data)
         return torch.tensor([CANINE_CODES[DOC], *codes] + [CUT_CHARACTER] * (not whole))
 
-    def __call__(self, text: str | list[str], **_: Any) -> BatchEncoding:
-        """One text or several as a padded batch of tensors: input_ids (B, N, v) or (B, N), int64;
-        attention_mask (B, N), 1 where there is text. Longer texts are always cut, shorter ones
-        always padded: settings for that are taken and not looked at."""
-        texts = [text] if isinstance(text, str) else list(text)
-        return self.pad([{"input_ids": self.positions(text)} for text in texts])
+    def __call__(
+        self, text: str | list[str], *more: Any, max_length: int | None = None, **options: Any
+    ) -> BatchEncoding:
+        """Return one text or several as a padded batch of tensors: input_ids (B, N, v) or (B, N),
+        int64; attention_mask (B, N), 1 where there is text. Texts of more than n rows are cut,
+        which is said once; shorter ones are padded to the longest.
 
-    def pad(self, encoded: list[dict[str, Any]], **_: Any) -> BatchEncoding:
-        """Sequences of `input_ids`, one each, as a batch."""
-        sequences = [torch.as_tensor(one["input_ids"]) for one in encoded]
-        padded = torch.nn.utils.rnn.pad_sequence(sequences, True, self.pad_token_id)
+        Args:
+            text: one text or several. max_length: rows at most, up to n; of input elementwise only.
+            options: those of transformers' tokenizers, where they say what is done anyway.
+
+        Raises:
+            ValueError: an option that means nothing here, or truncation=False and a long text.
+        """
+        if more:
+            options["text_pair"] = more[0]
+        texts = [text] if isinstance(text, str) or text is None else list(text)
+        if len(texts) == 1 and options.get("padding") in (False, "do_not_pad"):
+            del options["padding"]
+        check_options("call", options, CALL)
+        if not texts or not all(isinstance(one, str) for one in texts):
+            raise ValueError("tokenizer call: text is a string, or a list of one or more of them")
+        if max_length is not None and (self.input != "elementwise" or not 0 < max_length <= self.n):
+            raise ValueError(
+                f"tokenizer call: max_length={max_length}: this model reads up to {self.n} rows;"
+                " leave it out"
+            )
+        cut = options.get("truncation") not in (False, "do_not_truncate")
+        return self.pad([{"input_ids": self.positions(one, max_length or 0, cut)} for one in texts])
+
+    batch_encode_plus = encode_plus = __call__  # their older names
+
+    def encode(self, text: str, *more: Any, **options: Any) -> list[Any]:
+        """Return the input_ids of one text as a list. Raises ValueError as a call does."""
+        ids = self(text, *more, **options)["input_ids"]
+        if len(ids) > 1:
+            raise ValueError("tokenizer encode: it takes one text; call the tokenizer with several")
+        return ids[0].tolist()
+
+    def pad(self, encoded: Any, max_length: int | None = None, **options: Any) -> BatchEncoding:
+        """Return sequences of `input_ids`, each a mapping of its own or all in one, as a batch.
+
+        An `attention_mask` ends a sequence where it does; `labels` of positions are padded by -100;
+        all else becomes a tensor as it is. Raises ValueError where it cannot, or on an option that
+        means nothing here.
+        """
+        check_options("pad", options | {"max_length": max_length}, PAD_CALL)
+        if isinstance(encoded, Mapping):
+            names = list(encoded)
+            encoded = [
+                dict(zip(names, one, strict=True))
+                for one in zip(*(encoded[name] for name in names), strict=True)
+            ]
+        sequences = [self.sequence(one) for one in encoded]
+        batch = {"input_ids": pad_sequence(sequences, True, self.pad_token_id)}
         lengths = torch.tensor([len(one) for one in sequences])
-        mask_BN = torch.arange(padded.shape[1]) < lengths.unsqueeze(1)
-        return BatchEncoding({"input_ids": padded, "attention_mask": mask_BN.long()})
+        mask_BN = torch.arange(batch["input_ids"].shape[1]) < lengths.unsqueeze(1)
+        batch["attention_mask"] = mask_BN.long()
+        for name in encoded[0]:
+            if name not in batch:
+                batch[name] = stacked(name, [one[name] for one in encoded], lengths.tolist())
+        return BatchEncoding(batch)
 
-    def decode(self, ids: Tensor | list[Any], **_: Any) -> str:
-        """The text of one sequence, without what is no text."""
-        flat = torch.as_tensor(ids).flatten().tolist()
+    def sequence(self, encoded: Mapping[str, Any]) -> Tensor:
+        """Return the positions of a sequence, without padding at its end."""
+        axes = 2 if self.input == "elementwise" else 1
+        ids = torch.as_tensor(encoded["input_ids"])
+        mask = torch.as_tensor(encoded.get("attention_mask", 1))
+        if ids.ndim == axes + 1 and len(ids) == 1:  # the call of a single text gives a batch
+            ids = ids[0]
+        if ids.ndim != axes:
+            raise ValueError(f"tokenizer pad: input_ids of shape {list(ids.shape)} are no sequence")
+        return ids[: int(mask.sum())] if mask.ndim else ids
+
+    def special(self, ids: Tensor) -> Tensor:
+        """Return which bytes, or code points, are no text: bool."""
         if self.input == "canine":
-            special = {*CANINE_CODES.values(), CUT_CHARACTER}
-            return "".join(chr(code) for code in flat if code not in special)
-        return bytes(byte for byte in flat if byte < FIRST_SPECIAL).decode("utf-8", "replace")
+            codes = torch.tensor([*CANINE_CODES.values(), CUT_CHARACTER], device=ids.device)
+            return torch.isin(ids, codes)
+        return ids >= FIRST_SPECIAL
+
+    def get_special_tokens_mask(
+        self, ids: Any, ids_of_pair: None = None, already_has_special_tokens: bool = False
+    ) -> list[Any]:
+        """Return 1 for each of `ids` that is no text, else 0, in lists as nested as they are."""
+        if ids_of_pair is not None:
+            raise ValueError("tokenizer: a sequence is one text")
+        return self.special(torch.as_tensor(ids)).long().tolist()
+
+    @property
+    def mask_token(self) -> NoReturn:
+        """Raise AttributeError: what hides single bytes would leave the rest of a word in sight."""
+        raise AttributeError(
+            "an elementwise model hides whole materials and has no mask_token for one byte of them;"
+            " take Trainer(data_collator=tokenizer.collator())"
+        )
+
+    def collator(self, hidden: float = 0.15) -> Collator:
+        """Return what makes batches with labels of sequences: Trainer(data_collator=...).
+
+        Args:
+            hidden: share of the materials that a masked language model is to predict; 0: labels for
+                a causal one.
+        """
+        return Collator(self, hidden)
+
+    def decode(self, ids: Tensor | list[Any], **options: Any) -> str:
+        """Return the text of one sequence, without what is no text."""
+        check_options("decode", options, DECODE)
+        flat_ids = torch.as_tensor(ids).flatten()
+        flat = flat_ids[~self.special(flat_ids)].tolist()
+        if self.input == "canine":
+            return "".join(map(chr, flat))
+        return bytes(flat).decode("utf-8", "replace")
 
     def batch_decode(self, batch: Tensor | list[Any], **options: Any) -> list[str]:
         """As decode, of several."""
