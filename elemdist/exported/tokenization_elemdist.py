@@ -31,7 +31,7 @@ CANINE_CODES = {PAD: 0, DOC: 0xE000, SEP: 0xE001, MASK: 0xE003}
 CUT_CHARACTER = 0xE005
 CONFIG = "tokenizer_config.json"
 CODE = ("tokenization_elemdist.py", "collation_elemdist.py", "options_elemdist.py")
-logger = get_logger(__name__)
+logger: Any = get_logger(__name__)  # with warning_once, which its annotation lacks
 # Letters and digits with the one space behind them; white space; one and the same punctuation mark;
 # any other character by itself. {alone}: the characters that are in no word.
 WORDS = r"[^{alone}\t-\r !-/:-@\[-`{{-~]+ ?|[\t-\r ]+|([!-/:-@\[-`{{-~])\1*|."
