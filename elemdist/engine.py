@@ -24,7 +24,7 @@ from elemdist.config import TrainSettings
 from elemdist.deepspeed_config import check_nvme, deepspeed_config
 from elemdist.deepspeed_config import use_bf16 as use_bf16  # others take it from here
 from elemdist.deepspeed_import import import_deepspeed, no_compiler
-from elemdist.errors import AgreedError, UserError
+from elemdist.errors import AgreedError, RankError, UserError
 from elemdist.guard import GuardedAdamW
 from elemdist.heads import Scored
 from elemdist.model import Model, parameter_groups
@@ -111,8 +111,8 @@ def join_ranks(settings: TrainSettings) -> Ranks:
     try:
         device = choose_device(settings.device, local_rank)
     except UserError as error:
-        if 0 < local_rank == torch.cuda.device_count():  # rank 0, which speaks else, has a GPU
-            print(f"elemdist train: error: {error}", file=sys.stderr, flush=True)
+        if local_rank == torch.cuda.device_count():  # the first without, where rank 0 has one
+            raise RankError(str(error)) from None
         raise
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     use_threads(local_world_size)

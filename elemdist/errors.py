@@ -27,6 +27,10 @@ class AgreedError(UserError):
     """One that is raised on all ranks alike, so that one of them speaks for all."""
 
 
+class RankError(UserError):
+    """One that this rank alone may have, and says itself."""
+
+
 class EarlyEnd(Exception):  # noqa: N818  # not always an error
     """Training ends before its last step; the message is the line for the user.
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-from elemdist.errors import UserError
+from elemdist.errors import RankError
 from elemdist.ports import PORTS
 
 NAMES = re.compile(
@@ -95,7 +95,7 @@ def take_mpi_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
     follows from the process they share; on several, MASTER_ADDR and MASTER_PORT must be set.
 
     Raises:
-        UserError: MPI does not say enough.
+        RankError: MPI does not say enough.
     """
     for names in MPI_NAMES:
         if environment.get(names[1], "1") != "1" and names[0] in environment:
@@ -103,9 +103,9 @@ def take_mpi_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
             local, here = environment.get(names[2], rank), environment.get(names[3], size)
             break
     else:
-        raise UserError("mpirun has started this process, but its variables do not say its rank")
+        raise RankError("mpirun has started this process, but its variables do not say its rank")
     if here != size and not {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
-        raise UserError(
+        raise RankError(
             f"mpirun has started {size} ranks on several machines: set MASTER_ADDR and MASTER_PORT"
             " for all of them (mpirun -x MASTER_ADDR=... -x MASTER_PORT=... elemdist/train.py)"
         )
@@ -115,19 +115,19 @@ def take_mpi_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def check_ranks(environment: Mapping[str, str] = os.environ) -> None:
-    """Raises UserError unless RANK and what belongs to it are whole and fit each other."""
+    """Raises RankError unless RANK and what belongs to it are whole and fit each other."""
     found = {"LOCAL_RANK": "0"} | dict(environment)
     missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in found]
     if missing:
-        raise UserError(
+        raise RankError(
             f"RANK={found['RANK']} is set, but not {', '.join(missing)}; start ranks by `elemdist"
             " train --ranks N` or torchrun, or unset RANK"
         )
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         if not re.fullmatch(r"\d{1,9}", found[name]):
-            raise UserError(f"{name}={found[name]!r} of the environment is not a whole number")
+            raise RankError(f"{name}={found[name]!r} of the environment is not a whole number")
     if int(found["RANK"]) >= int(found["WORLD_SIZE"]):
-        raise UserError(
+        raise RankError(
             f"RANK={found['RANK']} is not below WORLD_SIZE={found['WORLD_SIZE']}; start ranks by"
             " `elemdist train --ranks N` or torchrun, or unset RANK"
         )

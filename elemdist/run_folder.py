@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from elemdist.atomic import TEMPORARY, remove_leftovers, write_atomically
+from elemdist.commandline import parse
 from elemdist.config import TrainSettings
 from elemdist.deepspeed_config import config_text
 from elemdist.errors import UserError
@@ -31,6 +32,8 @@ from elemdist.remote import public
 from elemdist.stop import read_end, write_end
 from elemdist.yaml_text import yaml_text
 
+# Settings of a start, which may differ from one to the next.
+OF_A_START = ("run_dir", "resume", "ranks", "stop_step")
 PACKAGES = ["elemdist", "torch", "deepspeed", "mosaicml-streaming", "numpy", "safetensors"]
 
 
@@ -66,6 +69,29 @@ def public_settings(settings: TrainSettings) -> dict[str, Any]:
         if part[key] is not None:
             part[key] = public(part[key])
     return tree
+
+
+def changes(path: Path, settings: TrainSettings) -> list[str]:
+    """Return what differs from the settings that the run was begun with, "KEY OLD -> NEW" each, in
+    order; none where there are no such settings to be read."""
+
+    def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in tree.items():
+            is_group = isinstance(value, dict) and prefix + name != "deepspeed"
+            found |= flat(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
+        return found
+
+    try:
+        before = parse(TrainSettings, [str(path / "settings.yaml")], "elemdist train")
+    except UserError:
+        return []
+    old, new = flat(public_settings(before)), flat(public_settings(settings))
+    return [
+        f"{name} {old[name]} -> {value}"
+        for name, value in new.items()
+        if name not in OF_A_START and value != old[name]
+    ]
 
 
 def describe(

@@ -236,16 +236,19 @@ class Session:
     def open_folder(self) -> None:
         """Rank 0 writes down what the run is, and opens its metrics."""
 
-        def work() -> None:
+        def work() -> str:
+            differing = run_folder.changes(self.folder, self.settings)
             config = deepspeed_config(self.settings, self.plan, self.ranks)
             place = (self.position.step, self.attempt.number)
             run_folder.describe(self.folder, self.settings, self.facts, config, *place)
             step, project = self.position.step, self.settings.wandb
             self.reporter = Reporter(self.folder, step, project, self.attempt)
+            return ", ".join(differing)
 
-        on_first(work)
+        differing = on_first(work)
         if self.settings.resume:
-            self.tell("resumed", f"resumed after step {self.position.step}")
+            other = f"; settings that differ from before: {differing}" if differing else ""
+            self.tell("resumed", f"resumed after step {self.position.step}{other}")
 
     def say(self, line: str) -> None:
         """A line on the terminal, by rank 0."""

@@ -43,6 +43,7 @@ from elemdist.errors import (
     AgreedError,
     Diverged,
     NotSaved,
+    RankError,
     Stopped,
     Superseded,
     UserError,
@@ -286,7 +287,7 @@ def main(argv: list[str]) -> int:
         launched = VARIABLE in os.environ and "SLURM_STEP_ID" in os.environ
         return 0 if launched and code == EXIT_STOPPED else code
     except UserError as error:  # before the ranks have met, on each of them
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
             print(f"elemdist train: error: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
 

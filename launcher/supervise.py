@@ -194,7 +194,9 @@ class Supervisor:
             if (again or number == signal.SIGQUIT) and process is not None:
                 self.forced = True
                 self.place.end_now(process)
-            self.asked = self.asked or SIGNALS[signal.Signals(number)]
+            if self.asked is None:
+                self.asked = SIGNALS[signal.Signals(number)]
+                say(f"{self.asked}: the ranks are asked to save and end")
 
     def lost_nodes(self, nodes: list[str], suspicious: bool) -> dict[str, str]:
         """Those of the attempt that are gone; where a lost rank may come of it, SLURM needs time to

@@ -10,7 +10,8 @@ if [ -f "$ELEMDIST_HOME/.venv/bin/activate" ]; then
     source "$ELEMDIST_HOME/.venv/bin/activate"
 fi
 
-# What `elemdist launch` was told to run first (slurm.setup in the settings of a cluster).
-if [ -n "${ELEMDIST_SETUP:-}" ]; then
+# What `elemdist launch` was told to run first (slurm.setup in the settings of a cluster), unless it
+# is for the job that this one was submitted in.
+if [ -n "${ELEMDIST_SETUP:-}" ] && [ "${ELEMDIST_LAUNCHED:-}" = "${1:-}" ]; then
     source "$ELEMDIST_SETUP"
 fi

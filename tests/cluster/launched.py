@@ -47,14 +47,14 @@ class Run:
         self.cluster, self.run, self.undisturbed = cluster, run, undisturbed
         self.words = [*RUN, "--data.train", str(data / "train"), "--run-dir", str(run)]
 
-    def verb(self, verb: str, *words: str | Path, code: int = 0) -> str:
+    def verb(self, verb: str, *words: str | Path, code: int = 0, **environment: str) -> str:
         """A command of elemdist; what it printed."""
-        done = self.cluster.command("elemdist", verb, *words, timeout=120)
+        done = self.cluster.command("elemdist", verb, *words, timeout=120, **environment)
         assert done.returncode == code, f"{verb}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
-    def launch(self, *more: str) -> str:
-        return self.verb("launch", *self.words, *NODES_2, *more)
+    def launch(self, *more: str, **environment: str) -> str:
+        return self.verb("launch", *self.words, *NODES_2, *more, **environment)
 
     def wait_for_step(self, step: int) -> None:
         """Until a checkpoint of that step, or of a later one, is there."""

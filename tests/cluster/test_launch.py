@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -28,6 +29,18 @@ from tests.shard_sets import flip
 from tests.test_attempts import tree
 from tests.test_elastic import same_run
 
+# What a shell within another job, or within ranks, may have.
+SURROUNDED = {
+    "SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0", "RANK": "3",
+    "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1", "LOCAL_RANK": "3",
+    "SLURM_MEM_PER_NODE": "99999999", "SLURM_CPUS_PER_TASK": "64", "SLURM_NTASKS_PER_NODE": "7",
+    "SLURM_GPUS_PER_NODE": "9", "SLURM_RESTART_COUNT": "3", "SBATCH_TIMELIMIT": "1",
+    "SBATCH_MEM_PER_CPU": "100T", "SBATCH_PARTITION": "none", "SQUEUE_FORMAT": "%j",
+    "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "203.0.113.7", "MASTER_PORT": "9",
+    "TORCHELASTIC_USE_AGENT_STORE": "True", "OMPI_COMM_WORLD_SIZE": "4", "PMI_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "1", "PMI_RANK": "1", "CUDA_VISIBLE_DEVICES": "7",
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def undisturbed(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -46,8 +59,9 @@ def run(cluster: Cluster, packed: Path, tmp_path: Path, undisturbed: Path) -> It
 
 
 def test_a_plain_job_that_is_launched_four_times(run):
-    out = run.launch()
+    out = run.launch(**SURROUNDED)
     assert f"begins as job {run.job()}" in out
+    assert "not taken from this shell: CUDA_VISIBLE_DEVICES, " in out
     assert "in the queue already" in run.launch()
     run.wait_for_step(10)
     with run.standing_still():  # else it may be done by then
@@ -60,17 +74,37 @@ def test_a_plain_job_that_is_launched_four_times(run):
     assert "nothing to do" in run.launch()
 
 
-def test_a_plain_sbatch_of_the_script(run):
-    log = run.run.parent / "job.log"
-    number = run.cluster.ask(
-        "sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=2", f"--output={log}",
-        "slurm/train.sbatch", *run.words,
+def test_a_plain_sbatch_of_the_script_in_a_task_of_an_array(run, cluster, tmp_path):
+    """It inherits all variables of that task, with which it has nothing to do; nor has another
+    job by hand, which has its name, with it."""
+    log, number = tmp_path / "job.log", tmp_path / "number"
+    by_hand = ["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=2", "slurm/train.sbatch"]
+    other = cluster.ask(*by_hand[:2], "--begin=now+1hour", *by_hand[2:], *run.words[:-1], tmp_path)
+    inner = shlex.join([*by_hand[:2], f"--output={log}", *by_hand[2:], *run.words])
+    inner = f"SLURM_RESTART_COUNT=3 {inner} > '{number}.part' && mv '{number}.part' '{number}'"
+    outer = cluster.ask(
+        "sbatch", "--parsable", "--array=0-0", "--requeue", "--output=/dev/null",
+        "--gpus-per-node=2", "--wrap", f"srun --ntasks=1 sh -c {shlex.quote(inner)}; sleep 1000",
     )  # fmt: skip
-    assert number.isdigit()
-    wait_until(lambda: not run.in_queue(), "its end", LONG_S)
-    assert read_end(run.run)["state"] == "done", log.read_text()
-    assert Attempt(run.run, 1).read("begin")["ranks"] == 4, "all that the job has"
+    wait_until(number.exists, "the job in the task", 60)
+    job = number.read_text().strip()
+    run.wait_for_figures(5)
+    with run.standing_still():
+        # As SLURM does before the time limit.
+        cluster.ask("scancel", "--batch", "--signal=USR2", job)
+        wait_until((Attempt(run.run, 1).folder / "stop").exists, "the signal", 60)
+    wait_until(lambda: f"{job} PENDING" in run.in_queue(), "the requeue", 120, log.read_text)
+    assert re.search(f"waits .* {job}$", run.verb("status", run.run), re.MULTILINE)
+    finished = lambda: (read_end(run.run) or {}).get("state") == "done"  # noqa: E731
+    wait_until(finished, "its end", LONG_S, log.read_text)
+    wait_until(lambda: job not in run.in_queue().split(), "the end of the job", 60)
+    assert Attempt(run.run, 1).read("begin")["ranks"] == 4, "all that the job has, no GPUs"
+    assert [Attempt(run.run, n).read("begin")["job"] for n in (1, 2)] == [job, job]
     same_run(run.run, run.undisturbed, STEPS)
+    facts = cluster.ask("scontrol", "show", "job", f"{outer}_0", "--oneliner")
+    assert "JobState=RUNNING" in facts
+    assert "Restarts=0" in facts
+    assert f"{other} PENDING" in run.in_queue()
 
 
 def test_a_rank_is_killed(run):
