@@ -9,6 +9,7 @@ where that does not help.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -46,13 +47,19 @@ SPOKEN = (EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_NOT_SAVED, EXIT_INTERRUPTED)
 Process = subprocess.Popen[bytes]
 
 
+def all_gpus() -> int:
+    """NVIDIA GPUs of this machine."""
+    return sum(re.fullmatch(r"nvidia\d+", name) is not None for name in os.listdir("/dev"))
+
+
 def count_gpus() -> int:
     """NVIDIA GPUs that a process started here would see, without loading torch."""
-    devices = [name for name in os.listdir("/dev") if re.fullmatch(r"nvidia\d+", name)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return len(devices)
-    return min(len(devices), len([word for word in visible.split(",") if word.strip()]))
+        return all_gpus()
+    # CUDA takes those before the first that is none, as -1.
+    named = itertools.takewhile(lambda word: re.match(r"\w", word.strip()), visible.split(","))
+    return min(all_gpus(), len(list(named)))
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:

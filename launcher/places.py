@@ -42,7 +42,7 @@ DEAD = ("DOWN",)  # SLURM has given it up; one that is drained may finish what r
 class Here:
     """This machine: `elemdist train` starts the ranks."""
 
-    job = ""
+    job = name = ""
 
     def __init__(self, settings: LaunchSettings, run_dir: Path, recipe: Path) -> None:
         self.settings, self.run_dir, self.recipe = settings, run_dir, recipe

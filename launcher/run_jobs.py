@@ -42,6 +42,14 @@ def last_jobs(run_dir: Path) -> list[str]:
     return sorted((found | set(noted_jobs(run_dir)[-1:])) - {""})
 
 
+def others_names(run_dir: Path) -> list[str]:
+    """The name of a job that was submitted by hand, by which its number is still its own: a cluster
+    that is set up anew begins to count anew."""
+    newest = Attempt.newest(run_dir)
+    begun = newest.read("begin") if newest else {}
+    return [str(begun["name"])] if begun.get("name") else []
+
+
 def jobs_of(run_dir: Path, queue: Sequence[slurm.Job] | None = None) -> list[slurm.Job]:
     """The jobs of a run that are in the queue, those that run first; `queue`: slurm.jobs(), where
     that was asked already. Raises UserError where SLURM does not answer."""
@@ -52,5 +60,7 @@ def jobs_of(run_dir: Path, queue: Sequence[slurm.Job] | None = None) -> list[slu
         queue = slurm.jobs()
     # A plain sbatch, and an array, have names of their own.
     found = [job for job in queue if job.name == name]
-    found = found or [job for job in queue if job.id in last]
+    if not found:
+        names = {*others_names(run_dir), job_name(run_dir.parent)}  # the latter is that of a sweep
+        found = [job for job in queue if job.id in last and job.name in names]
     return sorted(found, key=lambda job: job.state != "RUNNING")

@@ -98,7 +98,8 @@ class Supervisor:
         """One start of the ranks, to its end."""
         place, before = self.place, newest_step(self.run_dir)
         self.bad = self.unfit | patiently(place.bad_nodes, say)
-        facts = {"job": place.job, "ranks": self.settings.world_size, "before": before}
+        facts = {"job": place.job, "name": place.name, "ranks": self.settings.world_size}
+        facts["before"] = before
         # A supervisor that was taken for dead, and wakes up, must not begin another.
         attempt = self.last = Attempt.begin(self.run_dir, facts, self.last)
         nodes = self.choose_nodes(attempt)

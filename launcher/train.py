@@ -12,6 +12,7 @@ from elemdist.rank_variables import forget_ranks, in_mpi, starter, without_ranks
 from elemdist.slurm_ranks import in_step, says_step
 from elemdist.stop import read_end, write_end
 from elemdist.train_arguments import understood
+from elemdist.units import counted
 from launcher import local
 
 TRAIN = Path(elemdist.__file__).with_name("train.py")
@@ -28,6 +29,9 @@ def run(argv: list[str], description: str | None) -> int:
     settings.check()
     is_rank = belongs_to_others()
     gpus = 0 if settings.device == "cpu" else local.count_gpus()
+    if settings.device == "auto" and not gpus and (hidden := local.all_gpus()):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        local.say(f"CUDA_VISIBLE_DEVICES={visible!r} hides {counted(hidden, 'GPU')}: on the CPU")
     ranks = settings.ranks or max(1, gpus)
     if ranks > 1 and not is_rank:
         code = local.start_ranks(TRAIN, argv, ranks)

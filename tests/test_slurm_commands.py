@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import pytest
 
+from elemdist.attempts import Attempt
 from elemdist.errors import UserError
 from launcher import slurm
-from launcher.own_job import own_job
+from launcher.local import count_gpus
+from launcher.own_job import OwnJob, own_job
+from launcher.places import InJob
+from launcher.run_jobs import job_name, jobs_of, note_jobs
+from launcher.settings import LaunchSettings
 
 NOISE = "echo 'site: maintenance | on \xff Monday' ; echo 'slurm: warning' >&2; "
 
@@ -138,3 +143,62 @@ def test_a_number_of_another_time_is_no_job(number, script, command):
     told = refusal(lambda: own_job({"SLURM_JOB_ID": number}))
     assert f"SLURM_JOB_ID={number} is no job that runs" in told
     assert "--local" in told
+
+
+def queued(number: str, name: str) -> slurm.Job:
+    return slurm.Job(number, name, "PENDING", "None", "", "1:00", "N/A")
+
+
+def test_a_number_of_a_run_is_its_job_only_under_its_name(tmp_path):
+    run = tmp_path / "run"
+    attempt = Attempt.begin(run, {"job": "71", "name": "elemdist-train"})
+    same, other = queued("71", "elemdist-train"), queued("71", "theirs")
+    assert jobs_of(run, [same, queued("72", "elemdist-train")]) == [same]
+    assert jobs_of(run, [other]) == [], "the cluster has begun to count anew"
+    (run / "launch").mkdir()
+    note_jobs(run, ["80_3"])
+    task = queued("80_3", job_name(tmp_path))
+    assert jobs_of(run, [task, other]) == [task]
+    named = queued("90", job_name(run))
+    assert jobs_of(run, [task, named]) == [named]
+    assert attempt.number == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "numbers", "expected"),
+    [
+        ("the run's", "", ["71", "72", "73"], ["72", "73"]),
+        ("the run's", "", [], []),
+        ("elemdist-train", "", ["71", "72", "73"], []),
+        ("the run's", "3", ["71", "72", "73"], []),
+    ],
+)
+def test_the_other_links_of_a_chain_are_those_that_the_run_was_launched_as(
+    name, task, numbers, expected, tmp_path, command
+):
+    """Jobs by hand have one name, and to cancel or to wait for others' would be wrong."""
+    run = tmp_path / "run"
+    (run / "launch").mkdir(parents=True)
+    note_jobs(run, numbers)
+    name = job_name(run) if name == "the run's" else name
+    lines = [f"echo '{number}|{name}|PENDING|None|||'" for number in (71, 72, 73, 74)]
+    command("squeue", "; ".join(lines))
+    job = OwnJob(71, "71", task, name, ["n1"], tasks=1, cpus=1, gpus=0, restarts=0)
+    place = InJob(LaunchSettings(), run, run, job)
+    assert [job.id for job in place.others()] == expected
+    command("scancel", f"echo \"$@\" >> '{tmp_path}/cancelled'")
+    place.finish()
+    cancelled = tmp_path / "cancelled"
+    assert (cancelled.read_text().split() if cancelled.exists() else []) == expected
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, 4), ("", 0), ("0,1", 2), ("7", 1), ("-1", 0), ("0,-1,1", 1), ("GPU-a,MIG-b", 2)],
+)
+def test_the_gpus_that_are_seen(visible, expected, monkeypatch):
+    monkeypatch.setattr("launcher.local.all_gpus", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count_gpus() == expected
