@@ -26,8 +26,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from elemdist.atomic import write_atomically
 from elemdist.compare_noise import Points, noise_points, noise_table
 from elemdist.compare_settings import CompareSettings, Entry
@@ -198,7 +196,7 @@ def baseline_figures(entry: Entry, stages: Stages, scores: Path) -> dict[str, An
     """The same figures of a baseline, which has no seed. Raises StageError."""
     from elemdist import thresholds
     from elemdist.evaluation import write_scores
-    from elemdist.multilabel import by_frequency, multilabel_figures
+    from elemdist.multilabel import by_frequency, label_counts, multilabel_figures
     from elemdist.peers import baseline_scores
 
     folder = stages.plain_shards()
@@ -209,9 +207,10 @@ def baseline_figures(entry: Entry, stages: Stages, scores: Path) -> dict[str, An
         tuned = stages.settings.thresholds == "tuned"
         threshold = (thresholds.best if tuned else thresholds.per_label)(*found["val"])
     score_BL, truth_BL = found["test"]
-    figures = multilabel_figures(score_BL, truth_BL, labels, threshold)
-    figures["thresholds"] = np.broadcast_to(threshold, len(labels)).tolist()
-    figures["by_frequency"] = by_frequency(score_BL, truth_BL, labels, threshold, count_L)
+    each = label_counts(score_BL, truth_BL, threshold)
+    figures = multilabel_figures(score_BL, truth_BL, labels, threshold, each)
+    figures["thresholds"] = each.threshold_L.tolist()
+    figures["by_frequency"] = by_frequency(each, count_L)
     write_scores(scores, score_BL, truth_BL, labels)
     return figures
 

@@ -8,6 +8,7 @@ which asks whether other documents would.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ from matplotlib.figure import Figure
 from elemdist.atomic import replacing
 from elemdist.curves import run_colour
 from elemdist.errors import UserError
-from elemdist.resampling import RESAMPLED, draws, resampled
+from elemdist.resampling import RESAMPLED, defined, interval, resampled
 
+NOTHING = "–"  # in the place of a figure that is not defined
 Figures = dict[str, dict[int, dict[str, Any]]]  # model -> seed -> figures of `elemdist eval`
 
 
 def results(figures: Figures, metrics: list[str], scores: Path, resamples: int) -> dict[str, Any]:
-    """All figures, and for each model and metric mean, deviation over seeds and the tests.
+    """Return all figures, and for each model and metric mean, deviation over seeds and the tests;
+    None for those of a figure that no seed has.
 
     Raises:
-        UserError: a metric is not among the figures of a model.
+        UserError: a metric is not among the figures of a model, or the models were not tested on
+            the same documents.
     """
     first = next(iter(figures))
     models: dict[str, Any] = {}
@@ -34,81 +38,115 @@ def results(figures: Figures, metrics: list[str], scores: Path, resamples: int) 
         summary = {}
         for metric in metrics:
             values = {seed: value_of(one, metric, name) for seed, one in by_seed.items()}
-            numbers = list(values.values())
+            numbers = [value for value in values.values() if value is not None]
             summary[metric] = {
-                "mean": float(np.mean(numbers)),
+                "mean": float(np.mean(numbers)) if numbers else None,
                 "deviation": float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None,
                 "seeds": values,
             }
         models[name] = {"summary": summary, "figures": by_seed}
+    drawn_first = None
     for name in list(figures)[1:]:
+        if resamples and set(metrics) & set(RESAMPLED):
+            drawn_first = drawn_first or drawn(first, figures[first], scores, resamples)
+            both = (drawn_first, drawn(name, figures[name], scores, resamples))
+        else:
+            both = (None, None)
         tests = models[name]["against_first"] = {}
         for metric in metrics:
             ours, theirs = (models[k]["summary"][metric]["seeds"] for k in (name, first))
             tests[metric] = {"seeds": over_seeds(ours, theirs)}
-            drawn = over_documents(metric, name, first, figures, scores, resamples)
-            if drawn is not None:
-                tests[metric]["documents"] = drawn
+            if both[0] is None or both[1] is None or metric not in RESAMPLED:
+                continue
+            if not np.array_equal(both[0].truth_BL, both[1].truth_BL):
+                raise UserError(f"{first} and {name} were tested on different documents")
+            tests[metric]["documents"] = over_documents(both[1].of[metric] - both[0].of[metric])
     return {"metrics": metrics, "first": first, "models": models}
 
 
-def value_of(figures: dict[str, Any], metric: str, name: str) -> float:
-    """A figure. Raises UserError where the evaluation has none of that name."""
+def value_of(figures: dict[str, Any], metric: str, name: str) -> float | None:
+    """Return a figure; None where it is not defined. Raises UserError where the evaluation has
+    none of that name."""
     value = figures.get(metric)
+    if value is None and metric in figures:
+        return None
     if not isinstance(value, (int, float)):
         known = sorted(key for key, one in figures.items() if isinstance(one, float))
         raise UserError(f"metrics: {name} has no figure {metric}; there are {', '.join(known)}")
     return float(value)
 
 
-def over_seeds(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any]:
-    """The mean difference over the seeds that both have, and p of Student's paired t."""
+def over_seeds(ours: dict[int, float | None], theirs: dict[int, float | None]) -> dict[str, Any]:
+    """Return the mean difference over the seeds for which both have the figure, and p of Student's
+    paired t; None where there are too few."""
     from scipy.stats import ttest_rel
 
-    both = sorted(set(ours) & set(theirs))
-    a, b = (np.array([values[seed] for seed in both]) for values in (ours, theirs))
-    found: dict[str, Any] = {"difference": float((a - b).mean()) if both else None, "p": None}
-    if len(both) > 1 and np.ptp(a - b) > 0:
+    pairs = [(ours[seed], theirs[seed]) for seed in sorted(set(ours) & set(theirs))]
+    a, b = np.array([pair for pair in pairs if None not in pair], float).reshape(-1, 2).T
+    found: dict[str, Any] = {"difference": float((a - b).mean()) if len(a) else None, "p": None}
+    if len(a) > 1 and np.ptp(a - b) > 0:
         p = float(ttest_rel(a, b).pvalue)
         found["p"] = p if math.isfinite(p) else None
     return found
 
 
-def over_documents(
-    metric: str, name: str, first: str, figures: Figures, scores: Path, resamples: int
-) -> dict[str, Any] | None:
-    """The difference in a metric, a mean over the seeds of each, with its 95 % interval and p by
-    drawing the test documents anew; None where there are no scores, or the metric is none of those
-    in elemdist/resampling.py.
+@dataclass(frozen=True)
+class Drawn:
+    """What a model says of the test documents, drawn anew many times.
+
+    Attributes:
+        truth_BL: of the documents. of: metric -> the mean over seeds of its figure for each draw,
+            as resampled() returns them.
+    """
+
+    truth_BL: np.ndarray
+    of: dict[str, np.ndarray]
+
+
+def drawn(
+    name: str, by_seed: dict[int, dict[str, Any]], scores: Path, resamples: int
+) -> Drawn | None:
+    """Return the figures of a model for each draw; None without the scores of all its seeds.
 
     Raises:
-        UserError: the models were not tested on the same documents.
+        UserError: its seeds were not tested on the same documents.
     """
-    means, truths = [], []
-    for one in (first, name):
-        drawn = []
-        for seed, found in figures[one].items():
-            file = scores / f"{one}-{seed}.npz"
-            if not resamples or metric not in RESAMPLED or not file.exists():
-                return None
-            with np.load(file, allow_pickle=False) as arrays:
-                score_BL, truth_BL = arrays["probabilities"], arrays["truth"].astype(bool)
-            truths.append(truth_BL)
-            weights_RB = draws(len(truth_BL), resamples)
-            threshold_L = np.asarray(found["thresholds"])
-            drawn.append(resampled(metric, score_BL, truth_BL, threshold_L, weights_RB))
-        means.append(np.mean(drawn, axis=0))
-    if not all(np.array_equal(truth_BL, truths[0]) for truth_BL in truths):
-        raise UserError(f"{first} and {name} were tested on different documents")
-    difference_R = means[1] - means[0]
-    low, high = np.quantile(difference_R[1:], [0.025, 0.975])
-    beyond = min((difference_R[1:] <= 0).mean(), (difference_R[1:] >= 0).mean())
-    return {
-        "difference": float(difference_R[0]),
-        "interval": [float(low), float(high)],
-        "p": float(min(1.0, 2 * max(beyond, 1 / resamples))),
-        "resamples": resamples,
+    found, truths = [], []
+    for seed, figures in by_seed.items():
+        file = scores / f"{name}-{seed}.npz"
+        if not file.exists():
+            return None
+        with np.load(file, allow_pickle=False) as arrays:
+            score_BL, truth_BL = arrays["probabilities"], arrays["truth"].astype(bool)
+        truths.append(truth_BL)
+        if not np.array_equal(truth_BL, truths[0]):
+            raise UserError(f"the seeds of {name} were tested on different documents")
+        threshold_L = np.asarray(figures["thresholds"])
+        found.append(resampled(score_BL, truth_BL, threshold_L, resamples))
+    means = {metric: np.mean([one[metric] for one in found], axis=0) for metric in RESAMPLED}
+    return Drawn(truths[0], means)
+
+
+def over_documents(difference_R: np.ndarray) -> dict[str, Any]:
+    """Return the difference in a metric, its 95 % interval, and p by drawing the test documents
+    anew; None where it is not defined as they are, or for too few draws.
+
+    Args:
+        difference_R: of the documents as they are, then of each draw; NaN where it is not defined.
+    """
+    valid_R = defined(difference_R[1:])
+    bounds = interval(difference_R)
+    found: dict[str, Any] = {
+        "difference": None if np.isnan(difference_R[0]) else float(difference_R[0]),
+        "interval": bounds,
+        "p": None,
+        "resamples": len(difference_R) - 1,
+        "undefined_draws": len(difference_R) - 1 - len(valid_R),
     }
+    if bounds is not None:
+        beyond = min((valid_R <= 0).mean(), (valid_R >= 0).mean())
+        found["p"] = float(min(1.0, 2 * max(beyond, 1 / len(valid_R))))
+    return found
 
 
 def table(found: dict[str, Any]) -> str:
@@ -132,7 +170,9 @@ def table(found: dict[str, Any]) -> str:
 
 
 def cell(summary: dict[str, Any], tests: dict[str, Any]) -> str:
-    """Mean, deviation, and a mark for each test that finds a difference."""
+    """Return mean, deviation, and a mark for each test that finds a difference; a dash without."""
+    if summary["mean"] is None:
+        return NOTHING
     spread = "" if summary["deviation"] is None else f" ± {summary['deviation']:.4f}"
     documents, seeds = tests.get("documents", {}), tests.get("seeds", {})
     marks = [sign for sign, test in (("*", documents), ("+", seeds)) if is_below(test.get("p"))]
@@ -163,7 +203,9 @@ def figure_of(found: dict[str, Any]) -> Figure:
     for metric, ax in zip(metrics, axes, strict=True):
         for place, model in enumerate(models.values()):
             one = model["summary"][metric]
-            values = list(one["seeds"].values())
+            values = [value for value in one["seeds"].values() if value is not None]
+            if not values:
+                continue
             ax.plot(values, [place] * len(values), "o", color=run_colour(place), alpha=0.7)
             ax.plot([one["mean"]] * 2, [place - 0.3, place + 0.3], color=run_colour(place))
         ax.set_yticks(range(len(models)))

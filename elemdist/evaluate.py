@@ -185,7 +185,8 @@ def evaluate(
     world_size: int = 1,
     share: Share | None = None,
 ) -> dict[str, Any]:
-    """The figures of a model on `shards`, the same on every rank. All ranks call it together.
+    """Return the figures of a model on `shards`; of a classifier all but the loss on rank 0 alone,
+    as they take long with many labels. All ranks call it together.
 
     `rank` of `world_size` says which of the batches are this rank's. Where ranks share sequences
     it is the number of the group, and how many groups there are.
@@ -198,6 +199,8 @@ def evaluate(
         return prediction_figures(np.sum(gather_ranks(prediction_sums(predicted)), axis=0))
     columns_L = label_columns(config.labels or [], shards)
     scored = document_scores(forward, batches, device, config, columns_L, share)
+    if dist.is_initialized() and dist.get_rank():
+        return {"loss": scored.loss}
     return {"loss": scored.loss} | multilabel_figures(
         scored.score_BL, scored.truth_BL, config.labels or [], settings.classify.threshold
     )

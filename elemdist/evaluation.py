@@ -32,7 +32,7 @@ from elemdist.geometry import check_geometry, label_columns
 from elemdist.inputs import open_reading
 from elemdist.json_text import json_text
 from elemdist.metrics import eval_line
-from elemdist.multilabel import by_frequency, calibration, multilabel_figures
+from elemdist.multilabel import by_frequency, calibration, label_counts, multilabel_figures
 from elemdist.remote import public
 from elemdist.resampling import intervals
 from elemdist.shards import ShardSet
@@ -121,18 +121,32 @@ def classification(judge: Judge) -> dict[str, Any]:
     scored = judge.scores(judge.open(settings.data), settings.samples)
     score_BL, truth_BL = scored.score_BL, scored.truth_BL
     threshold = chosen_threshold(judge)
-    found = {"loss": scored.loss} | multilabel_figures(score_BL, truth_BL, labels, threshold)
-    threshold_L = np.broadcast_to(np.asarray(threshold, float), len(labels))
-    found["thresholds"] = threshold_L.tolist()
-    found["intervals"] = intervals(score_BL, truth_BL, threshold_L, settings.bootstrap)
+    each = label_counts(score_BL, truth_BL, threshold)
+    figures = multilabel_figures(score_BL, truth_BL, labels, threshold, each)
+    found: dict[str, Any] = {"loss": scored.loss} | figures
+    found["thresholds"] = each.threshold_L.tolist()
+    found |= interval_figures(scored, each.threshold_L, settings.bootstrap)
     measured = calibration(score_BL, truth_BL)
     found |= {name: measured.pop(name) for name in list(measured) if name != "bins"}
     found["calibration_bins"] = measured["bins"]
     if (count_L := training_documents(judge)) is not None:
-        found["by_frequency"] = by_frequency(score_BL, truth_BL, labels, threshold_L, count_L)
+        found["by_frequency"] = by_frequency(each, count_L)
     if settings.scores:
         write_scores(Path(settings.scores), score_BL, truth_BL, labels)
     return found
+
+
+def interval_figures(scored: Scored, threshold_L: np.ndarray, count: int) -> dict[str, Any]:
+    """Return the intervals by drawing the documents anew, and how many draws are left out of them,
+    which is printed, too."""
+    bounds, left_out = intervals(scored.score_BL, scored.truth_BL, threshold_L, count)
+    for name, number in left_out.items():
+        told = "left out of its interval" if bounds[name] else "so it has no interval"
+        print(
+            f"{name}: not defined for {number:,} of {count:,} draws of the documents, {told}",
+            file=sys.stderr,
+        )
+    return {"intervals": bounds, **({"undefined_draws": left_out} if left_out else {})}
 
 
 def chosen_threshold(judge: Judge) -> float | np.ndarray:

@@ -5,80 +5,136 @@ Shape suffixes: see elemdist/rows.py; K pairs of a document and a label.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from elemdist.areas import areas, label_areas
+
+ORDER = (
+    "micro_f1", "micro_precision", "micro_recall", "macro_precision", "macro_recall", "macro_f1",
+    "micro_roc_auc", "macro_roc_auc", "micro_average_precision", "macro_average_precision",
+    "labels_present",
+)  # fmt: skip
 CALIBRATION_BINS = 10
 TAIL_DOCUMENTS = 10  # in training, of a label of the tail
 HEAD_SHARE = 0.5  # of all labels of training documents are those of the head
 
 
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, 0 where whole is 0."""
-    return part / np.maximum(whole, 1)
+@dataclass(frozen=True)
+class LabelCounts:
+    """Figures of each label, (L,) each, out of which all others follow.
+
+    Attributes:
+        threshold_L: from which probability on it is predicted. true_L, guessed_L, correct_L: how
+            many documents have it, are predicted to have it, and both. roc_auc_L,
+            average_precision_L: see areas(); NaN where all documents have it, or none.
+    """
+
+    threshold_L: np.ndarray
+    true_L: np.ndarray
+    guessed_L: np.ndarray
+    correct_L: np.ndarray
+    roc_auc_L: np.ndarray
+    average_precision_L: np.ndarray
 
 
-def areas(truth_BL: np.ndarray, score_BL: np.ndarray) -> dict[str, float | None]:
-    """Micro and macro ROC AUC and average precision, macro over the labels with both a positive
-    and a negative document; None where there is no such label."""
-    from sklearn.metrics import average_precision_score, roc_auc_score
+def label_counts(
+    score_BL: np.ndarray, truth_BL: np.ndarray, threshold: float | np.ndarray
+) -> LabelCounts:
+    """Return the figures of each label; see multilabel_figures()."""
+    threshold_L = np.broadcast_to(np.asarray(threshold, float), score_BL.shape[1:])
+    guess_BL = score_BL >= threshold_L
+    true_L, guessed_L = truth_BL.sum(0), guess_BL.sum(0)
+    correct_L = (truth_BL & guess_BL).sum(0)
+    return LabelCounts(threshold_L, true_L, guessed_L, correct_L, *label_areas(score_BL, truth_BL))
 
-    both = np.flatnonzero(truth_BL.any(0) & ~truth_BL.all(0))
-    result: dict[str, float | None] = {}
-    for name, score in (("roc_auc", roc_auc_score), ("average_precision", average_precision_score)):
-        micro = float(score(truth_BL.ravel(), score_BL.ravel())) if len(both) else None
-        each = [score(truth_BL[:, k], score_BL[:, k]) for k in both]
-        result |= {f"micro_{name}": micro, f"macro_{name}": float(np.mean(each)) if each else None}
-    return result
+
+def share(part: float, whole: float) -> float | None:
+    """Return part / whole; None over nothing."""
+    return float(part / whole) if whole else None
+
+
+def mean(value_L: np.ndarray) -> float | None:
+    """Return the mean; None over nothing."""
+    return float(value_L.mean()) if len(value_L) else None
+
+
+def count_figures(each: LabelCounts) -> dict[str, Any]:
+    """Return micro and macro F1, precision and recall, and macro areas, of these labels.
+
+    None stands for a figure over nothing, as precision where nothing is predicted. Macro F1,
+    precision and recall are means over the labels that occur; one that is never predicted has a
+    precision of 0 there. Macro areas are means over the labels for which they are defined.
+    """
+    true_L, guessed_L, correct_L = each.true_L, each.guessed_L, each.correct_L
+    true, guessed, correct = true_L.sum(), guessed_L.sum(), correct_L.sum()
+    some = true_L > 0
+    hits_L = correct_L[some]
+    return {
+        "micro_f1": share(2 * correct, guessed + true),
+        "micro_precision": share(correct, guessed),
+        "micro_recall": share(correct, true),
+        "macro_precision": mean(hits_L / np.maximum(1, guessed_L[some])),
+        "macro_recall": mean(hits_L / true_L[some]),
+        "macro_f1": mean(2 * hits_L / (guessed_L + true_L)[some]),
+        "macro_roc_auc": mean(each.roc_auc_L[~np.isnan(each.roc_auc_L)]),
+        "macro_average_precision": mean(
+            each.average_precision_L[~np.isnan(each.average_precision_L)]
+        ),
+        "labels_present": int(some.sum()),
+    }
 
 
 def multilabel_figures(
-    score_BL: np.ndarray, truth_BL: np.ndarray, labels: list[str], threshold: float | np.ndarray
+    score_BL: np.ndarray,
+    truth_BL: np.ndarray,
+    labels: list[str],
+    threshold: float | np.ndarray,
+    each: LabelCounts | None = None,
 ) -> dict[str, Any]:
-    """Micro and macro F1, precision, recall, ROC AUC and average precision, and per label.
+    """Return micro and macro F1, precision, recall, ROC AUC and average precision, and per label.
 
-    `score_BL` are probabilities, `truth_BL` booleans, `threshold` is that of all labels, or (L,).
-    Macro figures are means over the labels that occur in `truth_BL`; a figure without meaning (no
-    positives at all) is None.
+    None stands for a figure over nothing; see count_figures(). Micro ROC AUC and average precision
+    are those of all pairs of a document and a label.
+
+    Args:
+        score_BL: probabilities. truth_BL: booleans. threshold: that of all labels, or (L,). each:
+            label_counts() of the same, where there are any yet.
     """
-    threshold_L = np.broadcast_to(np.asarray(threshold, float), len(labels))
-    guess_BL = score_BL >= threshold_L
-    correct_L = (truth_BL & guess_BL).sum(0)
-    guessed_L, true_L = guess_BL.sum(0), truth_BL.sum(0)
-    each = {
-        "precision": ratio(correct_L, guessed_L),
-        "recall": ratio(correct_L, true_L),
-        "f1": ratio(2 * correct_L, guessed_L + true_L),
-    }
-    correct, guessed, true = correct_L.sum(), guessed_L.sum(), true_L.sum()
-    present = true_L > 0
-    result: dict[str, Any] = {
+    each = each or label_counts(score_BL, truth_BL, threshold)
+    found = count_figures(each)
+    micro = areas(score_BL.ravel(), truth_BL.ravel())
+    for name, value in zip(("roc_auc", "average_precision"), micro, strict=True):
+        found[f"micro_{name}"] = None if np.isnan(value) else value
+    counts = zip(
+        labels,
+        *(x.tolist() for x in (each.true_L, each.threshold_L, each.guessed_L, each.correct_L)),
+        strict=True,
+    )
+    return {
         "documents": len(truth_BL),
         "threshold": threshold if isinstance(threshold, float) else None,
-        "micro_f1": float(ratio(2 * correct, guessed + true)),
-        "micro_precision": float(ratio(correct, guessed)),
-        "micro_recall": float(ratio(correct, true)),
+        **{name: found.pop(name) for name in ORDER},
+        "labels": {
+            label: {
+                "documents": true,
+                "threshold": stated,
+                "predicted": guessed,
+                "correct": correct,
+                "precision": share(correct, guessed),
+                "recall": share(correct, true),
+                "f1": share(2 * correct, guessed + true),
+            }
+            for label, true, stated, guessed, correct in counts
+        },
     }
-    for name, figure_L in each.items():
-        result[f"macro_{name}"] = float(figure_L[present].mean()) if present.any() else None
-    result |= areas(truth_BL, score_BL)
-    result["labels_present"] = int(present.sum())
-    result["labels"] = {
-        label: {
-            "documents": int(true_L[k]),
-            "threshold": float(threshold_L[k]),
-            "predicted": int(guessed_L[k]),
-            "correct": int(correct_L[k]),
-            **{name: float(figure_L[k]) for name, figure_L in each.items()},
-        }
-        for k, label in enumerate(labels)
-    }
-    return result
 
 
 def calibration(score_BL: np.ndarray, truth_BL: np.ndarray) -> dict[str, Any]:
-    """How far probabilities are what they say, over all pairs of a document and a label.
+    """Return how far probabilities are what they say, over all pairs of a document and a label;
+    None over no pairs.
 
     Returns:
         expected_calibration_error: the mean distance of probability and share of positives, over
@@ -100,14 +156,14 @@ def calibration(score_BL: np.ndarray, truth_BL: np.ndarray) -> dict[str, Any]:
     ]
     error = sum(one["pairs"] * abs(one["probability"] - one["positives"]) for one in bins)
     return {
-        "expected_calibration_error": error / max(1, len(score_K)),
-        "brier_score": float(((score_K - truth_K) ** 2).mean()) if len(score_K) else None,
+        "expected_calibration_error": share(error, len(score_K)),
+        "brier_score": mean((score_K - truth_K) ** 2),
         "bins": bins,
     }
 
 
 def label_groups(count_L: np.ndarray) -> dict[str, np.ndarray]:
-    """Places of the labels by how often they were seen in training, as (head, middle, tail).
+    """Return places of the labels by how often they were seen in training, as (head, middle, tail).
 
     The tail: at most TAIL_DOCUMENTS documents. The head: of the others the most frequent ones, as
     few as together make up HEAD_SHARE of all labels of the documents. The rest is the middle.
@@ -125,26 +181,19 @@ def label_groups(count_L: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.flatnonzero(found) for name, found in groups.items()}
 
 
-def by_frequency(
-    score_BL: np.ndarray,
-    truth_BL: np.ndarray,
-    labels: list[str],
-    threshold: float | np.ndarray,
-    count_L: np.ndarray,
-) -> dict[str, Any]:
-    """Figures of the labels of each of label_groups(), and the fewest and most training documents
-    of a label in it."""
-    threshold_L = np.broadcast_to(np.asarray(threshold, float), len(labels))
+def by_frequency(each: LabelCounts, count_L: np.ndarray) -> dict[str, Any]:
+    """Return figures of the labels of each of label_groups(), and the fewest and most training
+    documents of a label in it.
+
+    Args:
+        each: the labels' figures. count_L: training documents of each label.
+    """
     found = {}
     for name, places in label_groups(count_L).items():
         group: dict[str, Any] = {"labels": len(places)}
         if len(places):
-            some = multilabel_figures(
-                score_BL[:, places],
-                truth_BL[:, places],
-                [labels[place] for place in places],
-                threshold_L[places],
-            )
+            parts = (getattr(each, item.name)[places] for item in fields(each))
+            some = count_figures(LabelCounts(*parts))
             group["training_documents"] = [int(count_L[places].min()), int(count_L[places].max())]
             wanted = ("micro_f1", "macro_f1", "macro_average_precision", "labels_present")
             group |= {key: some[key] for key in wanted}

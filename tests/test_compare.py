@@ -217,14 +217,47 @@ def test_a_difference_between_models_is_found_and_one_that_is_none_is_not(tmp_pa
     better = base | (rng.random(400) < 0.3)
     models = {"base": base, "alike": alike, "better": better}
     figures = {k: {1: save_scores(tmp_path, k, right, truth_BL)} for k, right in models.items()}
-    ask = lambda name: compare_table.over_documents(  # noqa: E731
-        "micro_f1", name, "base", figures, tmp_path, 500
-    )
+    found = compare_table.results(figures, ["micro_f1"], tmp_path, 500)
+    ask = lambda name: found["models"][name]["against_first"]["micro_f1"]["documents"]  # noqa: E731
     assert ask("better")["p"] < 0.01
     assert ask("better")["interval"][0] > 0
     assert ask("alike")["p"] > 0.2
-    same = ask("base")
+    assert ask("alike")["undefined_draws"] == 0
+    same = compare_table.results({"base": figures["base"], "again": figures["base"]}, ["micro_f1"],
+                                 copied(tmp_path, "base", "again"), 500)  # fmt: skip
+    same = same["models"]["again"]["against_first"]["micro_f1"]["documents"]
     assert (same["difference"], same["p"]) == (0.0, 1.0)
+
+
+def copied(folder: Path, name: str, other: str) -> Path:
+    (folder / f"{other}-1.npz").write_bytes((folder / f"{name}-1.npz").read_bytes())
+    return folder
+
+
+def test_a_difference_in_what_is_not_defined_has_neither_p_nor_interval(tmp_path):
+    """Three of 60 documents have the label: 5 % of the draws have none of them."""
+    truth_BL = np.arange(60)[:, None] < 3
+    half = np.arange(60) < 2
+    figures = {
+        name: {1: save_scores(tmp_path, name, right, truth_BL) | {"micro_precision": value}}
+        for name, right, value in (("none", half < 0, None), ("half", half, 1.0))
+    }
+    metrics = ["micro_f1", "micro_roc_auc", "micro_precision"]
+    found = compare_table.results(figures, metrics, tmp_path, 400)
+    tests = found["models"]["half"]["against_first"]
+    undefined = tests["micro_f1"]["documents"]["undefined_draws"]
+    assert 5 < undefined < 40
+    assert tests["micro_f1"]["documents"]["interval"][0] == 0.0
+    assert tests["micro_roc_auc"]["documents"]["undefined_draws"] == undefined
+    assert found["models"]["none"]["summary"]["micro_precision"]["mean"] is None
+    assert tests["micro_precision"] == {"seeds": {"difference": None, "p": None}}
+    never = {
+        name: {1: save_scores(tmp_path, name, half, truth_BL & False)} for name in ("none", "half")
+    }
+    documents = compare_table.results(never, ["micro_f1"], tmp_path, 50)["models"]["half"]
+    assert documents["against_first"]["micro_f1"]["documents"] == {
+        "difference": None, "interval": None, "p": None, "resamples": 50, "undefined_draws": 50,
+    }  # fmt: skip
 
 
 def test_seeds_that_all_say_the_same_are_told_from_some_that_do_not():

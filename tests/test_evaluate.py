@@ -29,7 +29,20 @@ def test_no_positives_at_all_gives_no_area_instead_of_a_wrong_one():
     got = multilabel_figures(np.full((3, 2), 0.1), np.zeros((3, 2), bool), ["x", "y"], 0.5)
     assert got["micro_roc_auc"] is None
     assert got["macro_average_precision"] is None
-    assert got["micro_f1"] == 0.0
+    assert got["micro_f1"] is None, "nothing is true, and nothing predicted"
+    guessed = multilabel_figures(np.full((3, 2), 0.9), np.zeros((3, 2), bool), ["x", "y"], 0.5)
+    assert (guessed["micro_f1"], guessed["micro_precision"]) == (0.0, 0.0)
+    assert guessed["micro_recall"] is None
+    assert guessed["labels"]["x"]["recall"] is None
+
+
+def test_areas_over_all_pairs_where_no_label_has_both_a_true_and_a_false_document():
+    truth = np.array([[True, False, True], [True, False, True]])
+    score = np.array([[0.9, 0.1, 0.4], [0.6, 0.5, 0.5]])
+    got = multilabel_figures(score, truth, ["x", "y", "z"], 0.5)
+    assert got["micro_roc_auc"] == pytest.approx((2 + 2 + 1 + 1.5) / 8)
+    assert got["micro_average_precision"] == pytest.approx((1 + 1 + 3 / 4 + 4 / 5) / 4)
+    assert (got["macro_roc_auc"], got["macro_average_precision"]) == (None, None)
 
 
 def test_a_document_cut_into_samples_counts_once_by_its_mean_logits():

@@ -14,7 +14,7 @@ import pytest
 from elemdist import compare_table
 from elemdist.attempts import Attempt
 from elemdist.errors import UserError
-from elemdist.multilabel import by_frequency, calibration, multilabel_figures
+from elemdist.multilabel import by_frequency, calibration, label_counts, multilabel_figures
 from elemdist.report import run
 from elemdist.report_settings import ReportSettings
 from elemdist.resampling import intervals
@@ -110,10 +110,10 @@ def test_figures_of_evaluations_and_of_noise(tmp_path):
     score_BL = (truth_BL + rng.random((80, 3))) / 2
     labels = ["earn <b>", "acq", "日本"]
     found = {"data": "shards/<val>", **multilabel_figures(score_BL, truth_BL, labels, 0.5)}
-    found["intervals"] = intervals(score_BL, truth_BL, np.full(3, 0.5), 100)
+    found["intervals"] = intervals(score_BL, truth_BL, np.full(3, 0.5), 100)[0]
     found["calibration_bins"] = calibration(score_BL, truth_BL)["bins"]
     counts = np.array([90, 20, 3])
-    found["by_frequency"] = by_frequency(score_BL, truth_BL, labels, 0.5, counts)
+    found["by_frequency"] = by_frequency(label_counts(score_BL, truth_BL, 0.5), counts)
     found["of_tomorrow"] = [{"a": 1}]
     judged = tmp_path / "eval.json"
     judged.write_text(json.dumps(found))
