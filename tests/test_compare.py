@@ -239,7 +239,10 @@ def test_a_difference_in_what_is_not_defined_has_neither_p_nor_interval(tmp_path
     truth_BL = np.arange(60)[:, None] < 3
     half = np.arange(60) < 2
     figures = {
-        name: {1: save_scores(tmp_path, name, right, truth_BL) | {"micro_precision": value}}
+        name: {
+            1: save_scores(tmp_path, name, right, truth_BL)
+            | {"micro_precision": value, "micro_roc_auc": 0.5}
+        }
         for name, right, value in (("none", half < 0, None), ("half", half, 1.0))
     }
     metrics = ["micro_f1", "micro_roc_auc", "micro_precision"]
