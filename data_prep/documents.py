@@ -165,5 +165,7 @@ class Problems:
         Raises:
             UserError: the run is strict.
         """
+        if not count:
+            return
         place = where() if self.losses.strict else ""
         self.losses.add(reason, f"{public(path)}{', ' if place else ''}{place}", count)

@@ -17,6 +17,7 @@ from collections import Counter
 from typing import Any
 
 from data_prep.folder_locks import STATE, FolderLocks
+from data_prep.losses import Losses
 from data_prep.mds import stored
 from data_prep.plan import Done, Job, Plan, SetPart
 from data_prep.store import LocalStore, Store
@@ -155,7 +156,8 @@ class Journal:
                 folder: SetPart(one["shards"], Counter(one["counts"]), Counter(one["label_counts"]))
                 for folder, one in kept["sets"].items()
             }
-            return Done(kept["item"], kept["digests"], sets, kept["rejects"])
+            losses = Losses.from_json(kept["losses"])
+            return Done(kept["item"], kept["digests"], sets, kept["rejects"], losses)
         except DAMAGED:  # missing, or torn by a machine that went down: it is done again
             return None
 
@@ -171,6 +173,7 @@ class Journal:
             for folder, part in done.sets.items()
         }
         kept = {"item": done.item, "digests": done.digests, "sets": sets, "rejects": done.rejects}
+        kept["losses"] = done.losses.to_json()
         self.store.write(name, json_text(kept).encode(), flush=True)
 
     def drop_done(self, item: int) -> None:

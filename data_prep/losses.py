@@ -44,9 +44,10 @@ NO_TEXT = "documents without text"
 NO_LABEL = "documents without a label"
 LABEL_TWICE = "documents that name a label twice"
 CLASS_NONE = "labels -1, which stand for no class"
-RETURNS = "lines that end with a carriage return, which is kept"
+RETURNS = "carriage returns in documents that are lines, which are kept"
+MARK = "files with a byte order mark, which is kept"
 
-KEPT = frozenset({NO_TEXT, NO_LABEL, LABEL_TWICE, CLASS_NONE, RETURNS})
+KEPT = frozenset({NO_TEXT, NO_LABEL, LABEL_TWICE, CLASS_NONE, RETURNS, MARK})
 ASKED = frozenset({NOT_MATCHED, DUPLICATE, NOT_CHOSEN})  # as the settings say: never refused
 
 
@@ -117,6 +118,14 @@ class Losses:
         found.counts.update(dict(kept["counts"].items()))
         found.examples = {str(key): list(names) for key, names in kept["examples"].items()}
         return found
+
+    @staticmethod
+    def from_manifest(manifest: dict[str, Any]) -> Losses:
+        """Read what for_manifest gave; nothing from a manifest without."""
+        counts = {**manifest.get("left_out", {}), **manifest.get("noted", {})}
+        return Losses.from_json(
+            {"counts": counts, "examples": manifest.get("left_out_examples", {})}
+        )
 
     def for_manifest(self) -> dict[str, Any]:
         """The entries of a manifest: what is left out, what is kept but noted, and examples."""

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from data_prep.journal import OURS, OURS_UNFINISHED, Journal
+from data_prep.losses import Losses, sum_of
 from data_prep.manifest import manifest_of, write_manifest
 from data_prep.mds import new_digest, stored, write_index
 from data_prep.plan import Done, Job, Plan
@@ -29,12 +30,14 @@ def merge(
     jobs: list[Job],
     done: list[Done],
     redo: Callable[[set[int]], list[Done]],
-    more: dict[str, Any] | None,
+    found: Losses,
+    more: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Makes sets of what the items gave; returns their manifests.
 
     Args:
         redo: converts items again whose shards turn out damaged; all entries.
+        found: what was left out before there were items.
 
     Raises:
         UserError: a shard is damaged twice; no document at all; a full disk.
@@ -53,6 +56,10 @@ def merge(
         raise UserError(
             f"no document in {', '.join(settings.inputs[:3])}: blank, or all of it left out"
         )
+    losses = sum_of([found, *(one.losses for one in done)])
+    if settings.strict:  # items may have been done by a run that was not
+        losses.refuse()
+    more = {**losses.for_manifest(), "empty_sets": _empty_sets(journal, done), **(more or {})}
     rejects = _merge_rejects(journal, done)
     manifests = []
     for folder in journal.sets:
@@ -80,6 +87,15 @@ def merge(
         place.sync()
     journal.clear_state()
     return manifests
+
+
+def _empty_sets(journal: Journal, done: list[Done]) -> list[str]:
+    """Return the sets, of several, that got no document."""
+    return [
+        folder
+        for folder in journal.sets
+        if not any(one.sets[folder].counts["documents"] for one in done)
+    ]
 
 
 def _record(job: Job, done: Done, folder: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from data_prep.dedup import Tables
 from data_prep.journal import Journal, hashes_name
+from data_prep.losses import Losses
 from data_prep.merge import merge
 from data_prep.plan import Done, Item, Job, Plan
 from data_prep.pool import run_all
@@ -79,6 +80,7 @@ def make_sets(
     names: Names,
     work: Work,
     more_manifest: dict[str, Any] | None = None,
+    losses: Losses | None = None,
 ) -> ShardSummary:
     """Makes complete shard sets out of work items, or goes on with making them.
 
@@ -88,6 +90,7 @@ def make_sets(
             first pass finds if settings.input.labels_field is set.
         work: converts one item; runs in a process of its own, so a function of a module.
         more_manifest: further entries of the manifests.
+        losses: what was left out already when the items were planned.
 
     Raises:
         UserError: what `work` raises; a folder with other content, or at which another run is at
@@ -105,12 +108,17 @@ def make_sets(
         if complete:
             journal.clear_state()
             manifests = run.manifests()
+            if settings.strict:
+                Losses.from_manifest(manifests[0]).refuse()
             message = f"{settings.out} is complete already: nothing was done"
         elif settings.part is not None:
             message = run.part()
         else:
             done = run.whole()
-            manifests = merge(journal, plan, settings, run.jobs, done, run.redo, more_manifest)
+            found = losses or Losses()
+            manifests = merge(
+                journal, plan, settings, run.jobs, done, run.redo, found, more_manifest
+            )
     except BaseException as error:
         _fail(error, journal, settings, len(items))
         raise

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data_prep.documents import Part, Source
+from data_prep.losses import Losses
 from data_prep.settings import MIB, ShardSettings
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
 
 PACKED_WEIGHT = 4  # text unpacks to about so many times its compressed size
 # What the shards do not depend on: a run can go on with other values of these.
-FREE = ("out", "processes", "part", "restart", "quiet", "on_error")
+FREE = ("out", "processes", "part", "restart", "quiet", "on_error", "strict")
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,14 @@ class Done:
     Attributes:
         item: its number. digests: xxh3_128 of what was read of each part.
         sets: folder of a set -> what it got. rejects: how many documents were left out for errors.
+        losses: all that was left out.
     """
 
     item: int
     digests: list[str]
     sets: dict[str, SetPart]
     rejects: int = 0
+    losses: Losses = field(default_factory=Losses)
 
 
 def make_items(sources: list[Source], settings: ShardSettings) -> list[Item]:

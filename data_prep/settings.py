@@ -102,6 +102,10 @@ class ShardSettings:
     on_error: OnError = "stop"
     """A document or record that cannot be taken: stop, or skip it and list it in rejects.jsonl."""
 
+    strict: bool = False
+    """Refuse what is else left out, or kept with a word, and counted by reason: hidden files, files
+    of other formats, links, blank lines, documents without text or label and the like."""
+
     dedup: Dedup = "off"
     """Leave out documents that came before, with the same bytes (exact), or the same up to Unicode
     form, case and white space (normalized). Compared by 128-bit hashes over the whole input."""
@@ -228,6 +232,8 @@ def check(settings: ShardSettings) -> None:
         part_of(settings.part)
     if (settings.segmenter == "subword") != (settings.tokenizer is not None):
         raise UserError("segmenter subword and tokenizer, its file, go together")
+    if settings.strict and settings.on_error == "skip":
+        raise UserError("strict and on_error skip exclude each other: leave one out")
     if not settings.inputs:
         raise UserError("no input: name files, folders or globs")
     if not settings.out:

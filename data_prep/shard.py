@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from data_prep.settings import InputSettings, ShardSettings, check
+from data_prep.words import counted
 from elemdist.errors import UserError
 
 if TYPE_CHECKING:  # the command's help need not wait for numpy and the readers
@@ -33,6 +34,7 @@ def run(settings: ShardSettings) -> ShardSummary:
     Raises:
         UserError: a mistake in the settings or the input, or a full disk.
     """
+    from data_prep.losses import Losses
     from data_prep.mds import hash_names
     from data_prep.pipeline import make_sets
     from data_prep.plan import make_items
@@ -45,13 +47,15 @@ def run(settings: ShardSettings) -> ShardSummary:
     if settings.compression is not None:
         compression.check(settings.compression)
     inputs = [_kept_stdin(settings) if entry == STDIN else entry for entry in settings.inputs]
-    sources = find_sources(inputs, settings.input)
+    losses = Losses(settings.strict)
+    sources = find_sources(inputs, settings.input, losses)
     _check_formats(sources, settings)
     more = _converted_from(sources)
     items = make_items(sources, settings)
-    summary = make_sets(settings, items, _known_labels(settings), convert, more)
+    summary = make_sets(settings, items, _known_labels(settings), convert, more, losses)
     if not settings.quiet:
         print(describe(summary))
+        warn(summary)
     return summary
 
 
@@ -133,30 +137,44 @@ def _known_labels(settings: ShardSettings) -> tuple[str, ...] | None:
     return tuple(names)
 
 
+def warn(summary: ShardSummary) -> None:
+    """Say on standard error which sets got no document."""
+    import sys
+
+    for folder, manifest in zip(summary.folders, summary.manifests, strict=False):
+        if not manifest["counts"]["documents"]:
+            print(f"elemdist: warning: {folder} is empty: no document went there", file=sys.stderr)
+
+
 def describe(summary: ShardSummary) -> str:
-    """What a run made, for its user: one line for each set, and the speed."""
+    """What a run made, for its user: one line for each set, what was left out, and the speed."""
+    from data_prep.losses import Losses
+
     lines = [summary.message] if summary.message else []
     for folder, manifest in zip(summary.folders, summary.manifests, strict=False):
         counts = manifest["counts"]
         lines.append(
-            f"{folder}: {counts['documents']:,} documents, {counts['text_bytes']:,} bytes of text, "
-            f"{counts['rows']:,} rows, {counts['samples']:,} samples of {manifest['n']} x "
-            f"{manifest['v']}, {100 * manifest['padding_share']:.1f} % of the slots padding"
+            f"{folder}: {counted(counts['documents'], 'document')}, "
+            f"{counted(counts['text_bytes'], 'byte')} of text, {counted(counts['rows'], 'row')}, "
+            f"{counted(counts['samples'], 'sample')} of {manifest['n']} x {manifest['v']}, "
+            f"{100 * manifest['padding_share']:.1f} % of the slots padding"
         )
         told = {
             "split_documents": "went on in a second sample",
-            "truncated_documents": "lost their end",
-            "replaced_documents": "had invalid UTF-8 replaced",
-            "duplicate_documents": "came before and were left out",
+            "truncated_documents": "cut at the end of a sample",
+            "replaced_documents": "with invalid UTF-8 replaced",
+            "duplicate_documents": "left out that came before",
         }
         for name, what in told.items():
             if counts.get(name):
-                lines.append(f"  {counts[name]:,} documents {what}")
+                lines.append(f"  {counted(counts[name], 'document')} {what}")
         if manifest["labels"] is not None:
-            lines.append(f"  {len(manifest['labels']):,} labels")
+            lines.append(f"  {counted(len(manifest['labels']), 'label')}")
     if summary.manifests and summary.manifests[0]["rejected_documents"]:
         count = summary.manifests[0]["rejected_documents"]
-        lines.append(f"{count:,} documents were left out for errors: see rejects.jsonl")
+        lines.append(f"left out for errors: {counted(count, 'document')}, see rejects.jsonl")
+    if summary.manifests:
+        lines += Losses.from_manifest(summary.manifests[0]).lines()
     if summary.input_bytes:
         speed = summary.input_bytes / 1e6 / max(summary.seconds, 1e-9)
         size = summary.input_bytes / 1e6

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.documents import Batch, Problems
-from data_prep.losses import UNKNOWN_LABEL
+from data_prep.documents import Batch, Part, Problems, notes_of
+from data_prep.losses import DUPLICATE, EMPTY_FILE, UNKNOWN_LABEL
 from data_prep.mds import MdsWriter, hash_names
 from data_prep.plan import Done, Item, Job, SetPart
 from data_prep.readers.parts import Reader, open_part
@@ -21,7 +21,9 @@ from data_prep.settings import MIB, ShardSettings
 from data_prep.store import open_store
 from elemdist.errors import nearest
 from elemdist.json_text import json_text
+from elemdist.remote import public
 
+COLUMNAR = ("parquet", "arrow", "datasets")  # whose parts do not count bytes
 Progress = Callable[[int], None]
 HELD_BYTES = 1 << 22  # of rejects in memory; more go to a temporary file
 
@@ -49,7 +51,8 @@ def scan(item: Item, settings: ShardSettings, progress: Progress) -> Scanned:
     from data_prep.dedup import Hasher
 
     found = Scanned()
-    problems = Problems(settings.on_error == "skip", lambda _: None)  # the second pass lists them
+    # The second pass lists them.
+    problems = Problems(settings.on_error == "skip", lambda _: None, settings.strict)
     hasher = None if settings.dedup == "off" else Hasher(settings.dedup == "normalized")
     for part in item.parts:
         for batch in open_part(part, settings, problems, progress).batches():
@@ -78,10 +81,14 @@ def convert(job: Job, settings: ShardSettings, progress: Progress) -> Done:
         def reject(record: dict[str, Any]) -> None:
             rejects.write(json_text(record).encode() + b"\n")
 
-        problems = Problems(settings.on_error == "skip", reject)
+        problems = Problems(settings.on_error == "skip", reject, settings.strict)
+        losses = problems.losses
         for part in job.item.parts:
             reader = open_part(part, settings, problems, progress)
+            name, before, documents = public(part.source.path), problems.listed, 0
             for batch in reader.batches():
+                documents += len(batch)
+                notes_of(batch, losses, name, job.names is not None)
                 bitmaps, refused = names.bitmaps(
                     batch, partial(_report, problems, part.source.path, reader)
                 )
@@ -89,15 +96,23 @@ def convert(job: Job, settings: ShardSettings, progress: Progress) -> Done:
                 for routed in router.sort(batch, refused):
                     outputs[routed.set].add(routed.batch, bitmaps[routed.chosen])
             digests.append(reader.digest())
+            if not documents and problems.listed == before and _is_whole(part):
+                losses.add(EMPTY_FILE, name)
         if problems.listed:
             rejects.seek(0)
             store = open_store(settings.out)
             store.write(rejects_name(job.item.number), rejects.read(), flush=True)
+    losses.add(DUPLICATE, count=int(router.duplicates[:, 0].sum()))
     for output, (documents, size) in zip(outputs, router.duplicates.tolist(), strict=True):
         output.counts["duplicate_documents"] = documents
         output.counts["duplicate_bytes"] = size
     sets = {folder: output.finish(names) for folder, output in zip(job.sets, outputs, strict=True)}
-    return Done(job.item.number, digests, sets, problems.listed)
+    return Done(job.item.number, digests, sets, problems.listed, losses)
+
+
+def _is_whole(part: Part) -> bool:
+    """Return True if a part is all of its source, or that has no content at all."""
+    return part.start == 0 and (part.end == part.source.size or part.source.format in COLUMNAR)
 
 
 def _report(problems: Problems, path: str, reader: Reader, place: int, problem: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.documents import Batch, batch_of
-from data_prep.losses import INVALID, NULL, TOO_LARGE, UNKNOWN_LABEL
+from data_prep.losses import CLASS_NONE, INVALID, NULL, TOO_LARGE, UNKNOWN_LABEL
 from data_prep.readers import utf8
 from data_prep.readers.values import RecordError, id_of, labels_of
 from data_prep.settings import InputSettings
@@ -37,7 +37,8 @@ class Columns:
         names: of the classes that the labels' integers stand for; None: they stand for themselves.
         replace: mend invalid UTF-8. limit: bytes of the longest text. too_large: what is wrong
             with a longer one. refuse: takes the place of a row, what is wrong with it, and a reason
-            of losses.py. typed_ids: ids keep their type.
+            of losses.py. note: takes a reason of losses.py and a count. typed_ids: ids keep their
+            type.
     """
 
     settings: InputSettings
@@ -46,6 +47,7 @@ class Columns:
     limit: int
     too_large: str
     refuse: Callable[[int, str, str], None]
+    note: Callable[[str, int], None]
     typed_ids: bool = False
 
     def batches(self, rows: pa.RecordBatch, first: int, size: int) -> Iterator[Batch]:
@@ -79,6 +81,7 @@ class Columns:
             places = list(range(first, first + len(starts)))
             try:
                 labels, ids = self._labels(columns), self._ids(columns)
+                self._note_none(columns)
                 return Batch(data, starts, ends, labels, ids, places)
             except RecordError:
                 pass  # row by row it is found out which
@@ -99,6 +102,7 @@ class Columns:
                 columns = {name: [value[row].as_py()] for name, value in values.items()}
                 labels += self._labels(columns)
                 ids += self._ids(columns)
+                self._note_none(columns)
             except RecordError as error:
                 del labels[len(documents) :]
                 self.refuse(first + row, str(error), error.reason)
@@ -143,6 +147,12 @@ class Columns:
             if number >= 0:
                 found.append(names[number])
         return found
+
+    def _note_none(self, columns: dict[str, list[Any]]) -> None:
+        """Count the labels -1 of classes with names."""
+        values = columns.get(self.settings.labels_field or "", []) if self.names else []
+        none = (value.count(-1) if isinstance(value, list) else value == -1 for value in values)
+        self.note(CLASS_NONE, sum(none))
 
     def _ids(self, columns: dict[str, list[Any]]) -> list[Any]:
         field = self.settings.id_field

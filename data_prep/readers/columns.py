@@ -244,6 +244,9 @@ class ColumnReader:
             refuse=lambda place, problem, reason: self._problems.add(
                 self._part.source.path, self.where(place), problem, reason, place
             ),
+            note=lambda reason, count: self._problems.leave_out(
+                reason, self._part.source.path, count=count
+            ),
             typed_ids=self._optional_id,
         )
         row, group_before = 1, -1

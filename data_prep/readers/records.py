@@ -12,11 +12,9 @@ from data_prep.readers.files import PartStream
 from data_prep.readers.task import ReadTask
 from data_prep.readers.texts import LinePlace
 from data_prep.readers.unpack import DamagedError
-from data_prep.readers.utf8 import MENDING
+from data_prep.readers.utf8 import BYTE_ORDER_MARK, MENDING
 from data_prep.readers.values import RecordError, document_too_large, too_large
 from data_prep.settings import MIB
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class JsonlReader:

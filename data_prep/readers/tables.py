@@ -11,10 +11,9 @@ from data_prep.documents import Batch, batch_of
 from data_prep.losses import BLANK, INVALID, NO_FIELD, NOT_A_RECORD, TOO_LARGE
 from data_prep.readers import spans
 from data_prep.readers.files import PartStream
-from data_prep.readers.records import BYTE_ORDER_MARK
 from data_prep.readers.task import ReadTask
 from data_prep.readers.unpack import DamagedError
-from data_prep.readers.utf8 import complaint
+from data_prep.readers.utf8 import BYTE_ORDER_MARK, complaint
 from data_prep.readers.values import RecordError, document_too_large, labels_of, missing, too_large
 from data_prep.settings import MIB
 

@@ -16,21 +16,39 @@ from data_prep.readers.unpack import DamagedError
 READ_BYTES = 1 << 20
 BATCH_BYTES = 1 << 20  # of small members
 HEADER_BYTES = 16 << 20  # of one member: what tarfile holds in memory
-EndError = tarfile.EOFHeaderError  # type: ignore[attr-defined]
+# At a block of zeros, and behind the last block.
+EndError, EmptyError = tarfile.EOFHeaderError, tarfile.EmptyHeaderError  # type: ignore[attr-defined]
 UNREADABLE = (tarfile.TarError, ValueError, OverflowError)  # tarfile takes numbers as they come
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header. tarfile takes a damaged one for the end of the file; it is not."""
+    """A member's header. tarfile takes a damaged one for the end of the file; it is not.
+
+    Archives may follow each other (`cat a.tar b.tar`): tarfile reads on behind the end of one, and
+    what follows there must be another one, or zeros.
+    """
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> _Header:
+        file: _File = tarfile.fileobj.fileobj  # type: ignore[union-attr]
         try:
-            return super().fromtarfile(tarfile)
+            found = super().fromtarfile(tarfile)
         except EndError:
+            file.ended, file.last = True, file.read_bytes + HEADER_BYTES
             raise
+        except EmptyError:
+            if file.ended:
+                raise
+            raise DamagedError("is cut short: a tar file ends with blocks of zeros") from None
         except UNREADABLE as error:
+            if file.ended:
+                raise DamagedError(
+                    f"goes on at byte {tarfile.offset:,} behind the end of an archive, with what is"
+                    f" no tar file ({error}): cut that off, or copy it again"
+                ) from error
             raise DamagedError(f"is damaged, cut short, or no tar file: {error}") from error
+        file.ended = False
+        return found
 
 
 class _File:
@@ -38,12 +56,14 @@ class _File:
 
     Attributes:
         read_bytes: how many were read. last: where reading has to end, None for anywhere.
+        ended: the last block that was read ends an archive.
     """
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._chunk, self._at = chunks, b"", 0
         self.read_bytes = 0
         self.last: int | None = None
+        self.ended = False
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes; none at the end."""
@@ -98,13 +118,17 @@ class TarReader:
             fileobj=file,  # type: ignore[call-overload]
             mode="r|",
             tarinfo=_Header,
+            ignore_zeros=True,
             bufsize=1 << 16,
             encoding="utf-8",
             errors="backslashreplace",
         ) as tar:
             while member := _next(tar):
                 tar.members.clear()  # or all headers stay in memory
-                if fnmatchcase(member.name, self._pattern) and self._is_file(member):
+                if not fnmatchcase(member.name, self._pattern):
+                    if not member.isdir():
+                        self._problems.leave_out(NOT_MATCHED, f"{self._source.path}/{member.name}")
+                elif self._is_file(member):
                     file.last = None
                     self._member = member.name
                     self._delivery.line, self._delivery.offset = 1, 0

@@ -7,14 +7,17 @@ newline of the last one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 from data_prep.documents import Batch, Part
+from data_prep.losses import MARK, RETURNS
 from data_prep.readers import spans
 from data_prep.readers.deliver import Delivery
 from data_prep.readers.files import PartStream, Stored
 from data_prep.readers.task import ReadTask
 from data_prep.readers.unpack import DamagedError
+from data_prep.readers.utf8 import BYTE_ORDER_MARK
 from elemdist.remote import public
 
 
@@ -36,7 +39,7 @@ class TextReader:
         Raises:
             UserError: a file that cannot be read, or changed; a problem, unless they are skipped.
         """
-        chunks = self._stream.chunks()
+        chunks = self._noted(self._stream.chunks())
         try:
             if self._document == "file":
                 yield from self._delivery.long(chunks, public(self._source.path))
@@ -59,9 +62,21 @@ class TextReader:
                     self._delivery.advance(fragment)
                 self._delivery.advance(piece.behind)
             else:
+                if self._document == "line":
+                    self._note(RETURNS, piece.count(b"\r"))
                 starts, ends = spans_of(piece)
                 first = self._delivery.line if self._document == "line" else 0
                 yield self._delivery.whole(piece, starts, ends, first)
+
+    def _noted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Note a byte order mark at the start of the file."""
+        first = next(chunks, b"")
+        if self._delivery.offset == 0 and first.startswith(BYTE_ORDER_MARK):
+            self._note(MARK, 1)
+        yield from itertools.chain([first] if first else [], chunks)
+
+    def _note(self, reason: str, count: int) -> None:
+        self._problems.leave_out(reason, self._source.path, count=count)
 
     def digest(self) -> str:
         """xxh3_128 of the stored bytes of the part, once all batches are read."""

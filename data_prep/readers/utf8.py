@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MENDING = "--on-invalid replace puts U+FFFD there, --on-error skip leaves the document out"
 
 
