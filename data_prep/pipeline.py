@@ -21,8 +21,10 @@ from data_prep.merge import merge
 from data_prep.plan import Done, Item, Job, Plan
 from data_prep.pool import run_all
 from data_prep.progress import Progress
+from data_prep.readers.labels import HINT
 from data_prep.settings import ShardSettings, part_of, shares_of
 from data_prep.store import open_store, write_error
+from data_prep.words import counted
 from data_prep.work import scan
 from elemdist.errors import UserError
 
@@ -251,6 +253,12 @@ class Run:
             for one in found:
                 counted.update(one["labels"])
             self._names = tuple(sorted(counted))
+            documents = sum(one["documents"] for one in found)
+            if self._names == ("0", "1") and counted["0"] == counted["1"] == documents > 1:
+                raise UserError(
+                    f"every document has both labels, 0 and 1, in its field "
+                    f"'{self._settings.input.labels_field}': {HINT}"
+                )
             if not self._names:
                 raise UserError(
                     f"no record has a label in its field '{self._settings.input.labels_field}': "
@@ -288,7 +296,7 @@ def _holdout(documents: list[int], last: int) -> list[int | None]:
     """For items with so many documents each: how many go to train, so that `last` go to val."""
     total = sum(documents)
     if last >= total:
-        raise UserError(f"holdout_last is {last:,}, but there are only {total:,} documents")
+        raise UserError(f"holdout_last is {last:,}, but there is only {counted(total, 'document')}")
     firsts: list[int | None] = []
     left = total - last
     for count in documents:

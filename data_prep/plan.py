@@ -115,6 +115,10 @@ class Plan:
 
     def __init__(self, settings: ShardSettings, items: list[Item]) -> None:
         self.settings = {key: value for key, value in asdict(settings).items() if key not in FREE}
+        if settings.input.label_names is not None:  # what is in the file, not only its name
+            from data_prep.readers.labels import names_in
+
+            self.settings["label_names"] = names_in(settings.input.label_names)
         found = {part.source.path: part.source for item in items for part in item.parts}
         self.sources = [asdict(source) for source in found.values()]
         parts = [

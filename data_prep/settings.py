@@ -18,6 +18,7 @@ OnInvalid = Literal["error", "replace"]
 OnError = Literal["stop", "skip"]
 Dedup = Literal["off", "exact", "normalized"]
 SplitBy = Literal["bytes", "id"]
+LabelsAs = Literal["names", "multi_hot"]
 
 MIB = 1 << 20
 
@@ -45,6 +46,13 @@ class InputSettings:
 
     labels_separator: str | None = None
     """What stands between the labels where a column holds them as one string, as in CSV."""
+
+    labels_as: LabelsAs = "names"
+    """names: the labels themselves, or numbers of them; multi_hot: a list with 0 or 1 for each."""
+
+    label_names: str | None = None
+    """File with the names of labels that are numbers or multi-hot, one on each line. Not set: as
+    Hugging Face datasets wrote them into the file, else the numbers."""
 
     id_field: str | None = None
     """The field or column that holds a record's id, for split_by id."""
@@ -199,6 +207,7 @@ def check(settings: ShardSettings) -> None:
     choices: list[tuple[str, str, Any]] = [
         ("input.format", settings.input.format, Format),
         ("input.document", settings.input.document, Document),
+        ("input.labels_as", settings.input.labels_as, LabelsAs),
         ("segmenter", settings.segmenter, Segmenter),
         ("packing", settings.packing, Packing),
         ("overlong", settings.overlong, Overlong),
@@ -241,6 +250,8 @@ def check(settings: ShardSettings) -> None:
     if settings.input.labels_field is None:
         if settings.labels_from is not None:
             raise UserError("labels_from needs input.labels_field, the field that holds the labels")
+        if settings.input.labels_as != "names" or settings.input.label_names is not None:
+            raise UserError("labels_as and label_names need input.labels_field, where labels stand")
     elif settings.packing == "packed":
         raise UserError(
             "packing packed mixes documents in a sample, so labels have no place: "

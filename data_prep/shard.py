@@ -55,7 +55,7 @@ def run(settings: ShardSettings) -> ShardSummary:
     summary = make_sets(settings, items, _known_labels(settings), convert, more, losses)
     if not settings.quiet:
         print(describe(summary))
-        warn(summary)
+        warn(summary, settings.input.labels_as == "multi_hot")
     return summary
 
 
@@ -126,9 +126,13 @@ def _converted_from(sources: list[Source]) -> dict[str, Any]:
 
 
 def _known_labels(settings: ShardSettings) -> tuple[str, ...] | None:
-    """The label names of the set in labels_from, if one is named."""
+    """The label names of the set in labels_from, or of the file in input.label_names."""
     if settings.labels_from is None:
-        return None
+        if settings.input.label_names is None:
+            return None
+        from data_prep.readers.labels import names_in
+
+        return tuple(names_in(settings.input.label_names))
     from elemdist.shards import read_manifest
 
     names = read_manifest(settings.labels_from)["labels"]
@@ -137,10 +141,17 @@ def _known_labels(settings: ShardSettings) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def warn(summary: ShardSummary) -> None:
-    """Say on standard error which sets got no document."""
+def warn(summary: ShardSummary, multi_hot: bool) -> None:
+    """Say on standard error which sets got no document, and which names labels got."""
     import sys
 
+    names = summary.manifests[0]["labels"] if multi_hot and summary.manifests else None
+    if names and all(name.isdecimal() for name in names):
+        print(
+            "elemdist: note: labels are named by their place in the lists: --input.label-names "
+            "names them",
+            file=sys.stderr,
+        )
     for folder, manifest in zip(summary.folders, summary.manifests, strict=False):
         if not manifest["counts"]["documents"]:
             print(f"elemdist: warning: {folder} is empty: no document went there", file=sys.stderr)

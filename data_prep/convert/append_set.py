@@ -21,10 +21,12 @@ from data_prep.convert.choose import Choice
 from data_prep.convert.plan import GEOMETRY, choice_of, copy, is_copy, rows_key
 from data_prep.convert.settings import ConvertSettings
 from data_prep.journal import STATE
+from data_prep.losses import Losses, sum_of
 from data_prep.manifest import padding_share
 from data_prep.mds import stored
 from data_prep.readers.mds_files import MdsFolder
 from data_prep.store import LocalStore, write_error
+from data_prep.words import counted
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
 from elemdist.locks import lock
@@ -71,8 +73,8 @@ def append(settings: ConvertSettings, folders: list[MdsFolder]) -> str:
         merge(store, stage)
     now = MdsFolder(path)
     return (
-        f"{path}: {now.samples - before:,} samples in {len(now.shards) - len(target.shards):,} "
-        f"shards added, {now.samples:,} now"
+        f"{path}: {counted(now.samples - before, 'sample')} in "
+        f"{counted(len(now.shards) - len(target.shards), 'shard')} added, {now.samples:,} now"
     )
 
 
@@ -227,8 +229,8 @@ def joined(manifest: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
         "sources": manifest["sources"] + more["sources"],
         "converted_from": manifest.get("converted_from", []) + more["converted_from"],
     }
-    for name in ("rejected_documents",):
-        found[name] = manifest.get(name, 0) + more.get(name, 0)
+    found["rejected_documents"] = sum(one.get("rejected_documents", 0) for one in (manifest, more))
+    found |= sum_of(Losses.from_manifest(one) for one in (manifest, more)).for_manifest()
     if manifest["label_counts"] is not None:
         found["label_counts"] = {
             label: count + more["label_counts"][label]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.convert import choose
-from data_prep.convert.choose import Choice, chosen
+from data_prep.convert.choose import Choice
 from data_prep.documents import Part, Source
+from data_prep.losses import NOT_CHOSEN, Losses
 from data_prep.mds import MdsWriter, hash_names
 from data_prep.plan import Item
 from data_prep.readers.mds_files import MdsFolder
@@ -41,8 +42,13 @@ def writer_of(settings: ShardSettings, names: int, item: int, folder: str = "") 
     )
 
 
-def plan(folders: list[MdsFolder], settings: CopySettings, labels: int) -> list[Item]:
+def plan(
+    folders: list[MdsFolder], settings: CopySettings, labels: int, losses: Losses
+) -> list[Item]:
     """The work items: every one but the last fills whole shards.
+
+    Args:
+        labels: how many names there are. losses: counts the samples that are not chosen.
 
     Raises:
         UserError: nothing is chosen; a shuffle would need samples of shards that are not mapped.
@@ -58,9 +64,10 @@ def plan(folders: list[MdsFolder], settings: CopySettings, labels: int) -> list[
         return _shuffled_items(folders, sources, size)
     items: list[Item] = []
     parts: list[Part] = []
-    count = 0
+    count = chosen = 0
     for place, low, high, taken in _stretches(folders, choice):
         folder, source = folders[place], sources[place]
+        chosen += len(taken)
         while count + len(taken) > size:
             cut = int(taken[size - count])
             if cut > low:
@@ -73,6 +80,7 @@ def plan(folders: list[MdsFolder], settings: CopySettings, labels: int) -> list[
         items.append(Item(len(items), tuple(_joined(parts))))
     if not items:
         raise UserError("no sample is chosen: see samples, every, share and with_labels")
+    losses.add(NOT_CHOSEN, count=sum(folder.samples for folder in folders) - chosen)
     return items
 
 
@@ -87,7 +95,7 @@ def _stretches(
             end = min(end, choice.end)
         while low < end:
             high = min(end, low + choose.AT_ONCE)
-            yield place, low, high, chosen(folder, low, high, choice)
+            yield place, low, high, choose.chosen(folder, low, high, choice)
             low = high
 
 

@@ -14,7 +14,8 @@ import zstandard
 
 from data_prep.convert.plan import bounds_of
 from data_prep.convert.settings import ConvertSettings
-from data_prep.documents import Part, Problems, Source
+from data_prep.documents import Part, Problems, Source, notes_of
+from data_prep.losses import NOT_CHOSEN
 from data_prep.progress import Progress
 from data_prep.readers import mds as mds_read
 from data_prep.readers.mds_files import MdsFolder
@@ -22,6 +23,7 @@ from data_prep.readers.mds_rows import losses
 from data_prep.readers.task import ReadTask
 from data_prep.settings import MIB, InputSettings, ShardSettings, check
 from data_prep.store import write_error
+from data_prep.words import counted
 from elemdist.atomic import replacing
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
@@ -56,12 +58,15 @@ def export(settings: ConvertSettings, folders: list[MdsFolder]) -> None:
     parts = parts_of(settings, folders)
     labelled = run.input.labels_field is not None
     progress = Progress("convert", sum(part.weight for part in parts), settings.quiet)
+    problems = Problems(run.on_error == "skip", _reject, run.strict)
+    left = sum(folder.samples for folder in folders) - sum(one.end - one.start for one in parts)
+    problems.losses.add(NOT_CHOSEN, count=left)
     documents = size = 0
     try:
         with contextlib.nullcontext(sys.stdout.buffer) if out == "-" else replacing(out) as file:
             writer = open_writer(settings.to, out, file, labelled)
             try:
-                for text, labels in documents_of(parts, run, progress):
+                for text, labels in documents_of(parts, run, problems, progress):
                     writer.add(text, labels)
                     documents += 1
                     size += len(text)
@@ -74,8 +79,10 @@ def export(settings: ConvertSettings, folders: list[MdsFolder]) -> None:
     finally:
         progress.close()
     tell_losses(folders)
+    for line in problems.losses.lines():
+        print(f"elemdist convert: {line}", file=sys.stderr)
     if not settings.quiet and out != "-":
-        print(f"{out}: {documents:,} documents, {size:,} bytes of text")
+        print(f"{out}: {counted(documents, 'document')}, {counted(size, 'byte')} of text")
 
 
 def refuse_others(settings: ConvertSettings) -> None:
@@ -118,9 +125,12 @@ def reading(settings: ConvertSettings, folders: list[MdsFolder]) -> ShardSetting
         text_field=settings.text_field,
         labels_field=labels if settings.keep_labels else None,
         labels_separator=settings.labels_separator,
+        labels_as=settings.labels_as,
+        label_names=settings.label_names,
     )
     run = ShardSettings(settings.sets, settings.out or "", input=input)
     run.on_invalid, run.on_error = settings.on_invalid, settings.on_error
+    run.strict = settings.strict
     check(run)
     return run
 
@@ -140,19 +150,20 @@ def parts_of(settings: ConvertSettings, folders: list[MdsFolder]) -> list[Part]:
     return found
 
 
+def _reject(record: dict[str, Any]) -> None:
+    print(json_text(record), file=sys.stderr)
+
+
 def documents_of(
-    parts: list[Part], settings: ShardSettings, progress: Progress
+    parts: list[Part], settings: ShardSettings, problems: Problems, progress: Progress
 ) -> Iterator[tuple[bytes, list[str]]]:
     """Text and labels of every document, in order."""
-
-    def reject(record: dict[str, Any]) -> None:
-        print(json_text(record), file=sys.stderr)
-
-    problems = Problems(settings.on_error == "skip", reject)
+    labelled = settings.input.labels_field is not None
     for part in parts:
         held: list[bytes] = []
         task = ReadTask(part, settings, problems, progress.add)
         for batch in mds_read.MdsReader(task).batches():
+            notes_of(batch, problems.losses, public(part.source.path), labelled)
             view = batch.data.data
             spans = zip(batch.starts.tolist(), batch.ends.tolist(), strict=True)
             for document, (start, end) in enumerate(spans):
@@ -253,7 +264,7 @@ def tell_losses(folders: list[MdsFolder]) -> None:
         documents, size = losses(folder.manifest) if folder.manifest is not None else (0, 0)
         if documents:
             print(
-                f"elemdist convert: {folder.name}: {documents:,} documents had lost their end "
-                f"({size:,} bytes in all) when the shards were made",
+                f"elemdist convert: {folder.name}: {counted(documents, 'document')} had been cut "
+                f"at the end ({counted(size, 'byte')} in all) when the shards were made",
                 file=sys.stderr,
             )

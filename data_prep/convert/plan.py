@@ -10,12 +10,15 @@ from data_prep.convert.choose import Choice
 from data_prep.convert.copy_plan import CopySettings, plan
 from data_prep.convert.main import copy_item
 from data_prep.convert.settings import ConvertSettings
+from data_prep.losses import Losses
 from data_prep.mds import hash_names
 from data_prep.pipeline import ShardSummary, make_sets
+from data_prep.readers.labels import names_in
 from data_prep.readers.mds_files import MdsFolder
 from data_prep.readers.mds_rows import goes_on, losses
 from data_prep.segment import segmenter_versions
 from data_prep.settings import InputSettings, ShardSettings, check
+from data_prep.words import counted
 from elemdist import compression
 from elemdist.errors import UserError, nearest
 from elemdist.remote import public
@@ -143,8 +146,9 @@ def choice_of(settings: ConvertSettings, folders: list[MdsFolder]) -> Choice:
             )
         if settings.shuffle is not None and not packed and goes_on(folder):
             raise UserError(
-                f"{folder.name}: {folder.manifest['counts']['split_documents']:,} documents go on "
-                f"in a second sample, and a shuffle would tear them apart: first set a larger n, "
+                f"{folder.name}: "
+                f"{counted(folder.manifest['counts']['split_documents'], 'document')} cut across "
+                f"samples, and a shuffle would tear them apart: first set a larger n, "
                 f"or --overlong truncate"
             )
     return choice
@@ -182,6 +186,7 @@ def shared_settings(settings: ConvertSettings) -> dict[str, Any]:
         "item_mb": settings.item_mb,
         "on_invalid": settings.on_invalid,
         "on_error": settings.on_error,
+        "strict": settings.strict,
         "processes": settings.processes,
         "part": settings.part,
         "restart": settings.restart,
@@ -212,7 +217,9 @@ def copy(settings: ConvertSettings, folders: list[MdsFolder], choice: Choice) ->
     }
     if choice.tear or any((folder.manifest or {}).get("torn") for folder in folders):
         more["torn"] = True
-    return make_sets(run, plan(folders, run, len(names or ())), names, copy_item, more)
+    losses = Losses()
+    items = plan(folders, run, len(names or ()), losses)
+    return make_sets(run, items, names, copy_item, more, losses)
 
 
 def shard_anew(settings: ConvertSettings, folders: list[MdsFolder]) -> ShardSummary:
@@ -240,17 +247,22 @@ def shard_anew(settings: ConvertSettings, folders: list[MdsFolder]) -> ShardSumm
         text_field=settings.text_field,
         labels_field=labels if settings.keep_labels else None,
         labels_separator=settings.labels_separator,
+        labels_as=settings.labels_as,
+        label_names=settings.label_names,
     )
     run = ShardSettings(**shared_settings(settings), **known, input=input)
     if run.packing == "packed" and input.labels_field is not None:
         raise UserError("packed samples have no place for labels: --keep-labels false")
     check(run)
-    items = make_items(find_sources(run.inputs, run.input), run)
+    losses = Losses(run.strict)
+    items = make_items(find_sources(run.inputs, run.input, losses), run)
     # Sets that agree keep their labels, and the order of the bits, and need no pass to find them.
     found = {tuple(folder.labels or ()) for folder in folders}
     names = found.pop() if len(found) == 1 and input.labels_field is not None else None
+    if not names and input.label_names is not None:
+        names = tuple(names_in(input.label_names))
     more = {"converted_from": origins(folders, whole=False)}
-    return make_sets(run, items, names or None, convert, more)
+    return make_sets(run, items, names or None, convert, more, losses)
 
 
 def origins(folders: list[MdsFolder], whole: bool) -> list[dict[str, Any]]:
@@ -278,6 +290,8 @@ def origins(folders: list[MdsFolder], whole: bool) -> list[dict[str, Any]]:
             counts = folder.manifest["counts"]
             entry["truncated_documents"] = documents - whole * counts["truncated_documents"]
             entry["dropped_bytes"] = size - whole * counts["dropped_bytes"]
+            if folder.manifest.get("left_out"):
+                entry["left_out"] = folder.manifest["left_out"]
             if "converted_from" in folder.manifest:
                 entry["converted_from"] = folder.manifest["converted_from"]
         found.append(entry)

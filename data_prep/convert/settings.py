@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_prep.settings import OnError, OnInvalid, Overlong, Packing, Segmenter
+from data_prep.settings import LabelsAs, OnError, OnInvalid, Overlong, Packing, Segmenter
 
 Target = Literal["shards", "jsonl", "parquet"]
 
@@ -89,6 +89,16 @@ class ConvertSettings:
     on_error: OnError = "stop"
     """A document that cannot be taken: stop, or skip it and list it in rejects.jsonl (for jsonl and
     parquet on standard error)."""
+
+    labels_as: LabelsAs = "names"
+    """In a set of text, names: the labels themselves, or their numbers; multi_hot: a list with 0 or
+    1 for each."""
+
+    label_names: str | None = None
+    """File with the names of labels that are numbers or multi-hot, one on each line."""
+
+    strict: bool = False
+    """Refuse what is else left out, or kept with a word, and counted by reason."""
 
     compression: str | None = None
     """Compress each shard: zstd, gz, bz2, br or snappy, with a level as in zstd:7. Not set: none;

@@ -22,6 +22,7 @@ from data_prep.inspect.main import InspectSettings
 from data_prep.inspect.sampling import CorpusSample, SetSample
 from data_prep.segment import Segmenter
 from data_prep.settings import MIB
+from data_prep.words import counted
 from elemdist.errors import UserError
 from elemdist.remote import public
 from elemdist.shards import ShardSet
@@ -124,7 +125,8 @@ def sampled_lines(sampled: dict[str, Any], noun: str) -> list[str]:
         ("truncated_documents_share", "of the documents lost their end"),
         ("materials_over_several_rows_share", f"of the {noun} go on in a further row"),
     ]
-    head = f"counted: {sampled['documents']:,} documents of {sampled['samples']:,} samples"
+    documents, samples = (counted(sampled[f"{noun}s"], noun) for noun in ("document", "sample"))
+    head = f"counted: {documents} of {samples}"
     known = [(sampled[key], what) for key, what in told if sampled[key] is not None]
     return [head, *(f"  {percent(value)} {what}" for value, what in known), ""]
 
@@ -132,7 +134,7 @@ def sampled_lines(sampled: dict[str, Any], noun: str) -> list[str]:
 def corpus_figures(settings: InspectSettings) -> tuple[dict[str, Any], list[str]]:
     """The figures of text that is to be sharded, and the lines to show. Raises UserError."""
     tally = Tally(Segmenter(settings.segmenter, settings.tokenizer), settings.v)
-    sample = CorpusSample(settings.path, settings.input, settings.sample_mb * MIB)
+    sample = CorpusSample(settings.path, settings.input, settings.sample_mb * MIB, settings.strict)
     for batch in sample.batches():
         tally.add(batch)
     tally.unfinished = sample.unfinished
@@ -145,17 +147,19 @@ def corpus_figures(settings: InspectSettings) -> tuple[dict[str, Any], list[str]
         "segmenter": settings.segmenter,
         "whole": sample.whole,
         "skipped_records": sample.skipped,
+        **sample.losses.for_manifest(),
         "advice": advice,
     }
     noun = NOUNS[settings.segmenter]
     amount = "all of it" if sample.whole else "places all over it"
     lines = [
-        f"{printable(public(settings.path))}: {advice['documents']:,} documents, "
-        f"{advice['bytes']:,} bytes of text, from {amount}; segmenter {settings.segmenter}"
+        f"{printable(public(settings.path))}: {counted(advice['documents'], 'document')}, "
+        f"{counted(advice['bytes'], 'byte')} of text, from {amount}; segmenter {settings.segmenter}"
     ]
     if sample.unfinished:
-        lines.append(f"{sample.unfinished:,} documents were not read to their end")
+        lines.append(f"not read to the end: {counted(sample.unfinished, 'document')}")
     if sample.skipped:
-        lines.append(f"{sample.skipped:,} records cannot be read and are left out")
+        lines.append(f"left out since they cannot be read: {counted(sample.skipped, 'record')}")
+    lines += [printable(line) for line in sample.losses.lines()]
     lines += ["", *histogram_lines(advice, noun)]
     return figures, lines + advice_lines(advice, noun)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_prep.losses import Losses
+from data_prep.words import counted
 from elemdist.remote import public
 from elemdist.rows import DOC, FIRST_SPECIAL, MASK, PAD, SEP, SYMBOL_NAMES
 
@@ -29,6 +31,7 @@ def manifest_lines(shards: ShardSet) -> list[str]:
         *((name.replace("_", " "), f"{counts[name]:,}") for name in counts if name != "samples"),
         ("padding", f"{100 * manifest['padding_share']:.1f} % of the slots"),
     ]
+    facts += [("", line) for line in map(printable, Losses.from_manifest(manifest).lines())]
     sources = manifest["sources"]
     facts += [("source", printable(_source(source))) for source in sources[:SOURCES_SHOWN]]
     if len(sources) > SOURCES_SHOWN:
@@ -68,7 +71,7 @@ def sample_lines(rows_NV: np.ndarray, most: int) -> list[str]:
     if used > most:
         lines.append(f"      ... {used - most:,} more rows; --rows shows more")
     if used < len(rows_NV):
-        lines.append(f"      {len(rows_NV) - used:,} rows of padding")
+        lines.append(f"      {counted(len(rows_NV) - used, 'row')} of padding")
     return lines
 
 

@@ -51,6 +51,9 @@ class InspectSettings:
     input: InputSettings = field(default_factory=InputSettings)
     """How the text is read, as for `elemdist shard`."""
 
+    strict: bool = False
+    """Refuse what is else left out, or kept with a word, and counted by reason."""
+
     json: bool = False
     """Print all figures, advice included, as one JSON object, and no rows."""
 

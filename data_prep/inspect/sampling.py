@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.documents import Batch, Part, Problems
+from data_prep.documents import Batch, Part, Problems, notes_of
+from data_prep.losses import Losses
 from data_prep.settings import MIB, InputSettings, ShardSettings
+from elemdist.remote import public
 from elemdist.rows import DOC, PAD, rows_to_bytes
 from elemdist.shards import ShardSet
 
@@ -115,13 +117,15 @@ class CorpusSample:
 
     Attributes:
         bytes: of text read. unfinished: documents whose end was not read. skipped: records that
-            could not be read. whole: whether all of the corpus was read.
+            could not be read. whole: whether all of the corpus was read. losses: what was left out
+            of what was read.
     """
 
-    def __init__(self, path: str, input: InputSettings, most: int) -> None:
+    def __init__(self, path: str, input: InputSettings, most: int, strict: bool = False) -> None:
         self._path, self._input, self._most = path, input, most
         self.bytes = self.unfinished = self.skipped = 0
         self.whole = True
+        self.losses = Losses(strict)
 
     def batches(self) -> Iterator[Batch]:
         """The documents.
@@ -134,13 +138,15 @@ class CorpusSample:
         settings = ShardSettings(
             [self._path], "", input=self._input, on_invalid="replace", on_error="skip"
         )
-        problems = Problems(skip=True, write=lambda _: None)
+        problems = Problems(skip=True, write=lambda _: None, strict=self.losses.strict)
         parts = self._parts()
         for visited, part in enumerate(parts):
             # What short parts leave over goes to those behind them.
             share = (self._most - self.bytes) // max(1, min(PLACES, len(parts)) - visited)
             end = self.bytes + max(1, share)
             for batch in open_part(part, settings, problems, lambda _: None).batches():
+                labelled = self._input.labels_field is not None
+                notes_of(batch, problems.losses, public(part.source.path), labelled)
                 yield batch
                 self.bytes += int((batch.ends - batch.starts).sum())
                 if self.bytes >= end:
@@ -150,12 +156,13 @@ class CorpusSample:
             if self.bytes >= self._most:
                 break
         self.skipped = problems.listed
+        self.losses.update(problems.losses)
 
     def _parts(self) -> list[Part]:
         """The corpus in parts, in random order."""
         from data_prep.readers.sources import cut, find_sources
 
-        sources = find_sources([self._path], self._input)
+        sources = find_sources([self._path], self._input, self.losses)
         limit = max(MIB, sum(source.size for source in sources) // PLACES)
         parts = [part for source in sources for part in cut(source, limit, self._input)]
         order = np.random.default_rng(SEED).permutation(len(parts)).tolist()

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.documents import Batch, batch_of
-from data_prep.losses import CLASS_NONE, INVALID, NULL, TOO_LARGE, UNKNOWN_LABEL
+from data_prep.losses import CLASS_NONE, INVALID, NULL, TOO_LARGE
 from data_prep.readers import utf8
-from data_prep.readers.values import RecordError, id_of, labels_of
+from data_prep.readers.labels import LabelReader
+from data_prep.readers.values import RecordError, id_of
 from data_prep.settings import InputSettings
 
 
@@ -34,7 +35,7 @@ class Columns:
     """Makes batches of record batches.
 
     Attributes:
-        names: of the classes that the labels' integers stand for; None: they stand for themselves.
+        labels: reads the labels of a value.
         replace: mend invalid UTF-8. limit: bytes of the longest text. too_large: what is wrong
             with a longer one. refuse: takes the place of a row, what is wrong with it, and a reason
             of losses.py. note: takes a reason of losses.py and a count. typed_ids: ids keep their
@@ -42,7 +43,7 @@ class Columns:
     """
 
     settings: InputSettings
-    names: list[str] | None
+    labels: LabelReader
     replace: bool
     limit: int
     too_large: str
@@ -130,27 +131,11 @@ class Columns:
         field = self.settings.labels_field
         if field is None:
             return []
-        if self.names is not None:
-            return [self._class_names(value) for value in columns[field]]
-        separator, column = self.settings.labels_separator, f"column '{field}'"
-        return [labels_of(value, separator, column) for value in columns[field]]
-
-    def _class_names(self, value: Any) -> list[str]:
-        """Names for the numbers of classes; datasets means none by -1."""
-        names = self.names or []
-        found = []
-        for label in labels_of(value, None, f"column '{self.settings.labels_field}'"):
-            number = int(label) if label.lstrip("-").isdigit() else len(names)
-            if not -1 <= number < len(names):
-                problem = f"label {label} is none of the {len(names)} classes"
-                raise RecordError(problem, UNKNOWN_LABEL)
-            if number >= 0:
-                found.append(names[number])
-        return found
+        return [self.labels(value, f"column '{field}'") for value in columns[field]]
 
     def _note_none(self, columns: dict[str, list[Any]]) -> None:
         """Count the labels -1 of classes with names."""
-        values = columns.get(self.settings.labels_field or "", []) if self.names else []
+        values = columns.get(self.settings.labels_field or "", []) if self.labels.names else []
         none = (value.count(-1) if isinstance(value, list) else value == -1 for value in values)
         self.note(CLASS_NONE, sum(none))
 

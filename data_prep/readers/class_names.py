@@ -12,19 +12,26 @@ from elemdist.errors import UserError
 from elemdist.remote import public
 
 
-def of(source: Source, field: str | None) -> list[str] | None:
+def of(source: Source, schema: Any, field: str | None) -> list[str] | None:
     """The names of a data set's ClassLabel column, or list of them; None if it is no such column.
 
+    Args:
+        schema: the file's, whose metadata may have the features; else dataset_info.json has.
+
     Raises:
-        UserError: dataset_info.json is there and cannot be read.
+        UserError: these are there and cannot be read.
     """
-    if source.format != "datasets" or field is None:
+    if field is None:
         return None
-    path = f"{os.path.dirname(source.path)}/dataset_info.json"
+    path, text = source.path, (schema.metadata or {}).get(b"huggingface")
+    if text is None and source.format == "datasets":
+        path = f"{os.path.dirname(source.path)}/dataset_info.json"
+        text = contents(path)
     try:
-        info = json.loads(contents(path))
+        found = json.loads(text) if text is not None else None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{public(path)} is damaged ({error}): copy the data set again") from error
+    info = found.get("info", found) if isinstance(found, dict) else None
     features = info.get("features") if isinstance(info, dict) else None
     return _names(features.get(field)) if isinstance(features, dict) else None
 

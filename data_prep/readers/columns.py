@@ -17,6 +17,7 @@ from data_prep.losses import NO_FIELD, WRONG_TYPE
 from data_prep.readers import arrow_text, class_names
 from data_prep.readers.arrow_text import Columns
 from data_prep.readers.files import Stored, StoredFile
+from data_prep.readers.labels import LabelReader
 from data_prep.readers.task import ReadTask
 from data_prep.readers.values import document_too_large, missing, too_large
 from data_prep.settings import MIB, InputSettings
@@ -232,10 +233,10 @@ class ColumnReader:
 
     def _read(self, opened: Opened) -> Iterator[Batch]:
         input = self._input
-        names = class_names.of(self._part.source, input.labels_field)
+        names = class_names.of(self._part.source, opened.schema, input.labels_field)
         columns = Columns(
             input,
-            names,
+            LabelReader(input, names),
             replace=self._settings.on_invalid == "replace",
             limit=min(input.max_record_mb, input.max_document_mb) * MIB,
             too_large=too_large(input.max_record_mb)

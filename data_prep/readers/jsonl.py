@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 
 from data_prep.losses import NO_FIELD, WRONG_TYPE
-from data_prep.readers.values import RecordError, id_of, kind, labels_of, missing, reason_of
+from data_prep.readers.labels import LabelReader
+from data_prep.readers.values import RecordError, id_of, kind, missing, reason_of
 from data_prep.settings import InputSettings
 
 REPLACEMENT = "\ufffd"
@@ -37,7 +38,7 @@ class Parser:
     def __init__(self, settings: InputSettings, optional_id: bool = False) -> None:
         self._optional_id = optional_id
         self._text_field, self._labels_field = settings.text_field, settings.labels_field
-        self._id_field, self._separator = settings.id_field, settings.labels_separator
+        self._id_field, self._read_labels = settings.id_field, LabelReader(settings)
 
     def block(self, lines: list[bytes]) -> tuple[list[bytes], list[list[str]], list[Any]] | None:
         """Texts, labels and ids of lines that are all good; None if one is not, or blank."""
@@ -100,7 +101,7 @@ class Parser:
     def _labels(self, record: Any) -> list[str]:
         field = self._labels_field or ""
         value = self._field(record, field, "labels_field")
-        return labels_of(value, self._separator, f"field '{field}'")
+        return self._read_labels(value, f"field '{field}'")
 
     def _id(self, record: Any) -> Any:
         field = self._id_field or ""

@@ -16,9 +16,10 @@ from data_prep.documents import Batch, batch_of
 from data_prep.losses import INVALID, TOO_LARGE
 from data_prep.readers import utf8
 from data_prep.readers.deliver import Delivery
+from data_prep.readers.labels import LabelReader
 from data_prep.readers.mds_files import Columns
 from data_prep.readers.task import ReadTask
-from data_prep.readers.values import RecordError, document_too_large, id_of, labels_of, missing
+from data_prep.readers.values import RecordError, document_too_large, id_of, missing
 from data_prep.settings import MIB
 from elemdist.errors import UserError
 
@@ -50,6 +51,7 @@ class TextDocuments:
         """
         self._blocks, self._task, self._where = blocks, task, where
         self._problems, self._input = task.problems, task.settings.input
+        self._read_labels = LabelReader(self._input)
         self._replace = task.settings.on_invalid == "replace"
         for columns in {shard.columns for shard in blocks.folder.shards}:
             self._check(columns)
@@ -164,8 +166,8 @@ class TextDocuments:
 
         name = self._input.labels_field
         if name is not None:
-            separator = self._input.labels_separator
-            found["labels"] = labels_of(value(name, "labels_field"), separator, f"column '{name}'")
+            labels = value(name, "labels_field")
+            found["labels"] = self._read_labels(labels, f"column '{name}'")
         name = self._input.id_field
         if name is not None:
             found["ids"] = id_of(value(name, "id_field"), f"column '{name}'")

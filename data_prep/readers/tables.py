@@ -11,10 +11,11 @@ from data_prep.documents import Batch, batch_of
 from data_prep.losses import BLANK, INVALID, NO_FIELD, NOT_A_RECORD, TOO_LARGE
 from data_prep.readers import spans
 from data_prep.readers.files import PartStream
+from data_prep.readers.labels import LabelReader
 from data_prep.readers.task import ReadTask
 from data_prep.readers.unpack import DamagedError
 from data_prep.readers.utf8 import BYTE_ORDER_MARK, complaint
-from data_prep.readers.values import RecordError, document_too_large, labels_of, missing, too_large
+from data_prep.readers.values import RecordError, document_too_large, missing, too_large
 from data_prep.settings import MIB
 
 BATCH_BYTES = 1 << 20
@@ -85,6 +86,7 @@ class TableReader:
         self._replace = task.settings.on_invalid == "replace"
         self._stream = PartStream(task.part, task.progress)
         self._columns: list[str] = []
+        self._read_labels = LabelReader(self._input)
         self._digest = ""
 
     def batches(self) -> Iterator[Batch]:
@@ -211,5 +213,5 @@ class TableReader:
         labels: list[str] = []
         if self._input.labels_field is not None:
             cell = record[self._input.labels_field]
-            labels = labels_of(cell, self._input.labels_separator, "") if cell else []
+            labels = self._read_labels(cell, f"column '{self._input.labels_field}'") if cell else []
         return text, labels, "" if self._input.id_field is None else record[self._input.id_field]

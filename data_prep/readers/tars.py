@@ -5,9 +5,10 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 
 from data_prep.documents import Batch, batch_of
-from data_prep.losses import BAD_NAME, LINK_MEMBER
+from data_prep.losses import BAD_NAME, LINK_MEMBER, NOT_MATCHED
 from data_prep.readers.deliver import Delivery
 from data_prep.readers.files import PartStream
 from data_prep.readers.task import ReadTask
@@ -30,7 +31,8 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> _Header:
-        file: _File = tarfile.fileobj.fileobj  # type: ignore[union-attr]
+        stream: Any = tarfile.fileobj
+        file: _File = stream.fileobj
         try:
             found = super().fromtarfile(tarfile)
         except EndError:

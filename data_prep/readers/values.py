@@ -36,26 +36,6 @@ def kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def labels_of(value: Any, separator: str | None, field: str) -> list[str]:
-    """The labels that a value stands for: a list, or one, of strings or integers.
-
-    Args:
-        separator: what stands between labels in one string; None: nothing does.
-        field: the value's field, as an error names it.
-
-    Raises:
-        RecordError: the value is none of these.
-    """
-    if separator is not None and isinstance(value, str):
-        return [label for part in value.split(separator) if (label := part.strip())]
-    labels = value if isinstance(value, list) else [value]
-    for label in labels:
-        if isinstance(label, bool) or not isinstance(label, (str, int)):
-            problem = f"{field} holds {kind(label)}: labels are strings or integers"
-            raise RecordError(problem, reason_of(label))
-    return [str(label) for label in labels]
-
-
 def id_of(value: Any, field: str) -> str:
     """The id that a value stands for: a string or an integer.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data_prep.words import counted
 from elemdist.json_text import json_text
 
 if TYPE_CHECKING:  # the command's help need not wait for numpy
@@ -97,9 +98,11 @@ def lines_of(report: Report) -> list[str]:
     lines += [f"warning: {text}" for text in report.warnings]
     lines += [f"repaired: {name}" for name in report.repaired]
     lines += [f"not repaired: {name}: {text}" for name, text in report.not_repaired.items()]
-    what = f"{report.shards:,} shards, {report.samples:,} samples, {report.size / 1e6:,.1f} MB"
+    shards, samples = counted(report.shards, "shard"), counted(report.samples, "sample")
+    what = f"{shards}, {samples}, {report.size / 1e6:,.1f} MB"
     files = len({problem.file for problem in report.problems})
-    result = f"{len(report.problems):,} problems in {files:,} files" if files else "all good"
+    problems = counted(len(report.problems), "problem")
+    result = f"{problems} in {counted(files, 'file')}" if files else "all good"
     return [*lines, f"{report.path}: {what}: {result}"]
 
 

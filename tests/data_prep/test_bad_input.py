@@ -169,7 +169,7 @@ def test_settings(tmp_path: Path) -> None:
     expect_error([path], out, "v must be from 1", v=0)
     expect_error([path], out, "packing packed", "labels", packing="packed", input=LABELLED)
     expect_error([path], out, "labels_from needs", labels_from="x")
-    expect_error([path], out, "holdout_last is 5", "only 1 documents", holdout_last=5)
+    expect_error([path], out, "holdout_last is 5", "only 1 document", holdout_last=5)
     expect_error([path], out, "cannot hold one sample", n=1 << 22, v=64, shard_mb=1)
 
 

@@ -24,6 +24,7 @@ from converted_sets import (
 
 from data_prep import shard
 from data_prep.settings import InputSettings, ShardSettings
+from data_prep.words import counted
 from elemdist.errors import UserError
 from tests.conftest import elemdist
 
@@ -80,7 +81,7 @@ def test_lost_ends_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     path = shards_of(tmp_path / "set", texts_of_seed(30), overlong="truncate")
     run(path, tmp_path / "a.jsonl", to="jsonl")
     count = manifest(path)["counts"]["truncated_documents"]
-    assert f"{count} documents had lost their end" in capsys.readouterr().err
+    assert f"{counted(count, 'document')} had been cut at the end" in capsys.readouterr().err
 
 
 def test_text_refuses_what_it_cannot_do(document_set: Path, tmp_path: Path) -> None:

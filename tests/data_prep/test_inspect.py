@@ -208,7 +208,7 @@ def test_one_document_that_is_not_read_to_its_end(
     assert found["whole"] is False
     assert found["advice"]["documents"] == found["advice"]["unfinished_documents"] == 1
     assert found["advice"]["bytes"] < 8_000_000
-    assert "1 documents were not read to their end" in told(capsys, path, sample_mb=1)
+    assert "not read to the end: 1 document" in told(capsys, path, sample_mb=1)
 
 
 def test_a_set_whose_tokenizer_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ LABEL_COLUMNS = {
         lambda k: np.arange(1, k + 2, dtype=np.int32),
         lambda k: [*map(str, range(1, k + 2))],
     ),
-    "ndarray:int64": (lambda k: np.full((2, 300), k), lambda k: [str(k)] * 600),
+    "ndarray:int64": (lambda k: np.full((2, 300), k + 2), lambda k: [str(k + 2)] * 600),
     "ndarray:uint8:2": (lambda k: np.array([k, 7], np.uint8), lambda k: [str(k), "7"]),
 }
 

@@ -209,7 +209,7 @@ def test_an_error_keeps_what_is_done(tmp_path: Path) -> None:
     assert re.search(r"[1-9]\d* of \d+ work items are done and kept", failed.stderr)
     done = elemdist(*command, "--on-error", "skip")
     assert done.returncode == 0, done.stderr
-    assert "1 documents were left out" in done.stdout
+    assert "left out for errors: 1 document, see rejects.jsonl" in done.stdout
     (reject,) = (json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines())
     assert reject["where"] == f"line {len(good) + 1:,}"
     assert ShardSet(str(out)).manifest["rejected_documents"] == 1
