@@ -80,8 +80,9 @@ def head_names(state: State, predictions: str, transform: str) -> State:
     """The prediction head; nothing where the checkpoint has none."""
     if f"{transform}.dense.weight" not in state:
         return {}
-    # Which of the names of a shared tensor is saved depends on the version of transformers.
-    bias = state.get(f"{predictions}.bias", state.get(f"{predictions}.decoder.bias"))
+    # The decoder's own bias is the one that every version adds. Below 5 both names are of one
+    # tensor, and either is saved; from 5 on those of an untied model differ, and both are.
+    bias = state.get(f"{predictions}.decoder.bias", state.get(f"{predictions}.bias"))
     if bias is None:
         raise KeyError(f"{predictions}.bias")
     table = state.get(f"{predictions}.decoder.weight", state["embeddings.word_embeddings.weight"])

@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import save_file
 
 from elemdist import checkpoint
+from elemdist.attention import Segments
 from elemdist.checkpoint import initialise_from
 from elemdist.model import Model
 from elemdist.model_config import Symbols
@@ -126,6 +127,38 @@ def test_half_precision_is_taken_as_fp32(tmp_path):
     got = model.encoder.blocks[0].down.weight
     assert got.dtype == torch.float32
     assert torch.equal(got, state["encoder.layer.0.output.dense.weight"].float())
+
+
+@pytest.mark.parametrize("kept", ["bias", "decoder.bias", "both"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["Bert", "Albert"])
+def test_predictions_are_theirs_whichever_version_saved_them(kind, tied, kept, tmp_path):
+    """Below 5 the two biases are one tensor, which has either name in a file or both; version 5
+    saves both of an untied model, of which only the decoder's own is used."""
+    folder = save(tmp_path / "theirs", kind, "ForMaskedLM", tie_word_embeddings=tied)
+    theirs = getattr(transformers, f"{kind}ForMaskedLM").from_pretrained(folder)
+    prefix = "cls.predictions" if kind == "Bert" else "predictions"
+    state = {k: x for k, x in theirs.state_dict().items() if not k.endswith("position_ids")}
+    for name in (f"{prefix}.bias", f"{prefix}.decoder.bias"):
+        del state[name]
+    torch.manual_seed(3)
+    right = torch.randn(50)
+    theirs.get_output_embeddings().bias.data.copy_(right)
+    if kept != "bias":
+        state[f"{prefix}.decoder.bias"] = right
+    if kept != "decoder.bias":
+        state[f"{prefix}.bias"] = right if kept == "bias" else torch.randn(50)
+    if tied:
+        del state[f"{prefix}.decoder.weight"]
+    save_file(state, folder / "model.safetensors")
+    model = Model(shape(kind, own=True, tied=tied)).eval()
+    initialise_from(model, f"hf:{folder}")
+    ids = torch.arange(4, 20)
+    with torch.no_grad():
+        segments = Segments(torch.tensor([0, len(ids)]).int(), [len(ids)])
+        logits = model(ids.int().unsqueeze(1), torch.arange(len(ids)), segments)
+        expected = theirs.eval()(ids.unsqueeze(0)).logits[0]
+    torch.testing.assert_close(logits[:, 0], expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("tied", [True, False])
