@@ -8,6 +8,7 @@ from pathlib import Path
 
 from elemdist.errors import nearest
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # of a checkout
 # Option -> the settings here, of which the first that the verb has is named.
 RENAMED = {
     "batch_size": ("batch.global_samples", "batch_samples"),
@@ -141,7 +142,7 @@ def recipe_here(path: str) -> str:
             return f"; a run goes on by --run-dir {path} --resume, or is a recipe: {own}"
         return f"; {RECIPE}"
     if not place.exists():
-        folders = dict.fromkeys((place.parent, Path("configs")))
+        folders = dict.fromkeys((place.parent, Path("configs"), CONFIGS))
         there = {str(file): file.stem for folder in folders for file in folder.glob("*.yaml")}
         same = [file for file, stem in there.items() if stem == place.stem]
         return f"; did you mean '{same[0]}'?" if same else nearest(path, there)
@@ -154,4 +155,6 @@ def shards_here(path: str) -> str:
     """How to make shards out of what was named in their place; empty: it holds no text."""
     if os.path.isfile(path):
         return f"it is a file: `elemdist shard {path} --out DIR` makes shards of it, to be named"
+    if os.path.isdir(path) and os.listdir(path):
+        return f"`elemdist shard {path} --out DIR` makes one of the text in it"
     return ""

@@ -52,7 +52,8 @@ def missing_index(folder: Folder) -> UserError:
         for name in ("train", "val", "test")
         if folder.exists(f"{name}/index.json")
     ]
-    hint = f"name {' or '.join(inner)}" if inner else MAKE_ONE
+    named = f"name {' or '.join(inner)}" if inner else ""
+    hint = named or (isinstance(folder, LocalFolder) and shards_here(folder.path)) or MAKE_ONE
     return UserError(f"{folder.name} is no complete shard set, it has no index.json: {hint}")
 
 

@@ -50,7 +50,7 @@ def belongs_to_others() -> bool:
     only looks so is taken out of the environment, which is said."""
     if not starter() and (told := forget_ranks()):
         local.say(
-            f"{told} is not taken, as this command starts its ranks itself; ranks that others"
+            f"{told} are not taken, as this command starts its ranks itself; ranks that others"
             " start run elemdist/train.py"
         )
     if says_step(os.environ) and not in_step():

@@ -92,11 +92,17 @@ def test_what_is_no_recipe_is_told_what_it_is(tmp_path, packed, monkeypatch):
     [
         ("", "it has no index.json: name SET/train or SET/val"),
         ("text.jsonl", "no shard folder SET/text.jsonl: it is a file: `elemdist shard SET/text"),
+        (
+            "texts",
+            "no index.json: `elemdist shard SET/texts --out DIR` makes one of the text in it",
+        ),
         ("none", "no shard folder SET/none: make one with `elemdist shard`"),
     ],
 )
 def test_data_that_are_no_shards_are_told_how_they_become_some(place, expected, packed):
     (packed / "text.jsonl").touch()
+    (packed / "texts").mkdir(exist_ok=True)
+    (packed / "texts" / "a.txt").touch()
     with pytest.raises(UserError) as caught:
         ShardSet(str(packed / place))
     assert expected.replace("SET", str(packed)) in str(caught.value)

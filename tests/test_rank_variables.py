@@ -180,7 +180,7 @@ def test_no_verb_becomes_another_by_what_surrounds_it(labelled, tmp_path):
             assert done.returncode == 0, done.stderr
             told.append([metrics(run)[step]["loss"] for step in (1, 2, 3)])
         assert told[0] == told[1]
-        assert "RANK=3 and WORLD_SIZE=8 of the environment is not taken" in done.stderr
+        assert "RANK=3 and WORLD_SIZE=8 of the environment are not taken" in done.stderr
         assert "the variables of a step of srun are not taken" in done.stderr
     run, text = tmp_path / "plain-1", tmp_path / "text.txt"
     text.write_text("storm and frost\n")
