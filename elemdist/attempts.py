@@ -104,7 +104,9 @@ class Attempt:
         Raises:
             Superseded: another has begun since. UserError: somebody else trains this run; begin().
         """
-        if stated := os.environ.get(VARIABLE, ""):
+        stated = os.environ.get(VARIABLE, "")
+        # Another run's number is none of this one's.
+        if stated.isdigit() and cls(run_dir, int(stated)).folder.is_dir():
             attempt = cls(run_dir, int(stated))
             attempt.check()
         else:
