@@ -178,7 +178,7 @@ def test_no_verb_becomes_another_by_what_surrounds_it(labelled, tmp_path):
         run = tmp_path / name
         done = elemdist(
             "train", *words, "--ranks", str(ranks), "--run-dir", run, timeout=90,
-            **environment | {"OMP_NUM_THREADS": "2"},
+            **more | {"OMP_NUM_THREADS": "2"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         told[name] = [metrics(run)[step]["loss"] for step in (1, 2, 3)]
