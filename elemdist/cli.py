@@ -8,7 +8,6 @@ from collections.abc import Callable
 from elemdist import __version__
 from elemdist.errors import EXIT_USER_ERROR, UserError
 from elemdist.other_words import verb_here
-from elemdist.rank_variables import forget_ranks
 
 
 def shard(argv: list[str]) -> int:
@@ -284,6 +283,8 @@ def main() -> int:
                 f"unknown verb '{name}'{verb_here(name, VERBS)}; elemdist --help lists all"
             )
         if name != "train":  # which may be a rank of others
+            from elemdist.rank_variables import forget_ranks
+
             forget_ranks()
         return VERBS[name](argv[1:])
     except UserError as error:

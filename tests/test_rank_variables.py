@@ -170,11 +170,7 @@ def test_no_verb_becomes_another_by_what_surrounds_it(labelled, tmp_path):
     words = [*TINY, "--objective", "classify", "--data.train", labelled / "train", "--steps", "3"]
     words += ["--checkpoint-every", "0"]
     told = {}
-    for name, ranks, environment in [
-        ("plain", 1, {}),
-        ("one", 1, surrounded),
-        ("two", 2, surrounded),
-    ]:
+    for name, ranks, more in (("plain", 1, {}), ("one", 1, surrounded), ("two", 2, surrounded)):
         run = tmp_path / name
         done = elemdist(
             "train", *words, "--ranks", str(ranks), "--run-dir", run, timeout=90,
