@@ -76,6 +76,8 @@ def take_place() -> None:
     Raises UserError where they do not go together."""
     if slurm_ranks.in_step():
         slurm_ranks.take_ranks()
+    elif slurm_ranks.says_step(os.environ):
+        print(f"elemdist train: {slurm_ranks.NOT_IN_IT}", file=sys.stderr, flush=True)
     elif rank_variables.in_mpi():
         rank_variables.take_mpi_ranks()
     if "RANK" in os.environ:

@@ -22,6 +22,8 @@ from elemdist.ports import PORTS
 from elemdist.rank_variables import words_of
 
 SCONTROL_S = 60
+RANKS_OF = "ELEMDIST_JOB"  # in the environment of ranks that a job's supervisor starts: its number
+NOT_IN_IT = "the variables of a step of srun are not taken, as this process is not in it"
 
 
 def says_step(environment: Mapping[str, str]) -> bool:
@@ -35,6 +37,8 @@ def in_step(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is one of several tasks of srun that have no ranks yet."""
     if not says_step(environment):
         return False
+    if environment.get(RANKS_OF) == environment.get("SLURM_JOB_ID"):
+        return True  # a container may show it no process but its own
     ours = step_of_process(os.getpid())
     stated = f"{environment.get('SLURM_JOB_ID')}.{environment['SLURM_STEP_ID']}"
     return ours is None or ours == stated

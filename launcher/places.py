@@ -15,7 +15,7 @@ import psutil
 
 from elemdist.attempts import VARIABLE, Attempt
 from elemdist.errors import UserError
-from elemdist.slurm_ranks import addresses_of, port_of, tasks_per_node
+from elemdist.slurm_ranks import RANKS_OF, addresses_of, port_of, tasks_per_node
 from elemdist.stop import die_with_parent
 from elemdist.units import counted
 from launcher import slurm
@@ -157,6 +157,7 @@ class InJob(Here):
         """What the ranks are told beside srun's own variables."""
         return {
             VARIABLE: str(attempt.number),
+            RANKS_OF: str(self.number),
             "MASTER_ADDR": self.addresses[nodes[0]],
             "MASTER_PORT": str(port_of(self.number, attempt.number)),
             "ELEMDIST_HOME": str(TRAIN.parent.parent),

@@ -32,7 +32,7 @@ COMMANDS = ("sbatch", "squeue", "scontrol", "sinfo", "scancel", "srun")
 # that, what says how to reach SLURM at all.
 OF_A_JOB = re.compile(
     r"(SLURM|SLURMD|SRUN|SBATCH|SALLOC|SQUEUE|SCANCEL|SINFO|SCONTROL|SACCT)_"
-    r"|ELEMDIST_(ATTEMPT|LAUNCHE[DR]|SETUP|STAGE)$"
+    r"|ELEMDIST_(ATTEMPT|JOB|LAUNCHE[DR]|SETUP|STAGE)$"
 )
 DEVICES = re.compile(
     r"(CUDA|HIP|ROCR|NVIDIA)_VISIBLE_DEVICES$|(ZE_AFFINITY_MASK|GPU_DEVICE_ORDINAL)$"

@@ -9,7 +9,7 @@ import elemdist
 from elemdist.commandline import parse
 from elemdist.config import TrainSettings
 from elemdist.rank_variables import forget_ranks, in_mpi, starter, without_ranks
-from elemdist.slurm_ranks import in_step, says_step
+from elemdist.slurm_ranks import NOT_IN_IT, in_step, says_step
 from elemdist.stop import read_end, write_end
 from elemdist.train_arguments import understood
 from elemdist.units import counted
@@ -54,7 +54,7 @@ def belongs_to_others() -> bool:
             " start run elemdist/train.py"
         )
     if says_step(os.environ) and not in_step():
-        local.say("the variables of a step of srun are not taken, as this process is not in it")
+        local.say(NOT_IN_IT)
         for name in os.environ.keys() - without_ranks(os.environ).keys():
             del os.environ[name]
     return "RANK" in os.environ or in_step() or in_mpi()

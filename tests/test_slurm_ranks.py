@@ -7,6 +7,7 @@ import pytest
 from elemdist.errors import UserError
 from elemdist.ports import PORTS
 from elemdist.slurm_ranks import (
+    RANKS_OF,
     first_address,
     host_names,
     in_step,
@@ -44,6 +45,8 @@ def test_neither_a_batch_script_nor_a_shell_of_srun_is_a_rank():
 
 def test_the_variables_of_a_step_count_in_that_step_alone(monkeypatch):
     assert not in_step(STEP), "no daemon of SLURM is above this process"
+    assert in_step(STEP | {RANKS_OF: "71"}), "its launcher has said so"
+    assert not in_step(STEP | {RANKS_OF: "70"}), "of a job that this one was submitted in"
     for step, expected in [("71.2", True), (None, True), ("71.batch", False), ("72.2", False)]:
         monkeypatch.setattr("elemdist.slurm_ranks.step_of_process", lambda _, step=step: step)
         assert in_step(STEP) is expected, step
