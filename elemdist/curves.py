@@ -7,81 +7,20 @@ per byte), F1, learning rate, throughput. A colour is a run, a line style is a q
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from elemdist.curve_points import Metrics, Points
 from elemdist.errors import UserError
-from elemdist.plot import Metrics
+from elemdist.panels import PANELS, Curve, Panel
+from elemdist.plain_text import printable
 
 # Okabe and Ito's palette: told apart with any colour vision, and in print on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MAX_POINTS = 400  # of one curve; a longer one is averaged down, as more would only smear
-NUMBERS = (int, float)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One quantity out of the lines of one kind."""
-
-    kind: str
-    key: str
-    name: str
-    style: Literal["-", "--"] = "-"
-    marker: str = ""
-    alpha: float = 1.0
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes; `instead_of` names a key that makes it superfluous for a run."""
-
-    label: str
-    curves: tuple[Curve, ...]
-    unit: str = ""
-    instead_of: str = ""
-    bottom: float | None = None
-    top: float | None = None
-
-
-PANELS = (
-    Panel(
-        "bits per byte",
-        (
-            Curve("train", "bits_per_byte", "training", alpha=0.55),
-            Curve("eval", "bits_per_byte", "evaluation", marker="o"),
-        ),
-    ),
-    Panel(
-        "loss (nats)",
-        (
-            Curve("train", "loss", "training", alpha=0.55),
-            Curve("eval", "loss", "evaluation", marker="o"),
-        ),
-        instead_of="bits_per_byte",
-    ),
-    Panel(
-        "F1 at evaluation",
-        (
-            Curve("eval", "micro_f1", "micro", marker="o"),
-            Curve("eval", "macro_f1", "macro", style="--", marker="s"),
-        ),
-        bottom=0.0,
-        top=1.0,
-    ),
-    Panel("learning rate", (Curve("train", "lr", "training"),), bottom=0.0),
-    Panel(
-        "throughput of text",
-        (Curve("train", "bytes_per_s", "training"),),
-        unit="B/s",
-        bottom=0.0,
-    ),
-)
+MAX_POINTS = 500  # of one curve; each stands for several of a longer one
 
 
 def draw(runs: dict[str, Metrics]) -> Figure:
@@ -102,20 +41,25 @@ def draw(runs: dict[str, Metrics]) -> Figure:
     # Set afterwards: matplotlib reads `$` as mathematics, and drops labels with a leading `_`.
     for text, name in zip(legend.get_texts(), runs, strict=True):
         text.set_parse_math(False)
-        text.set_text(name)
+        text.set_text(printable(name))
     return figure
 
 
 def draw_panel(ax: Axes, panel: Panel, runs: dict[str, Metrics]) -> None:
-    """The panel's curves of all runs: a colour is a run, a line style is a quantity."""
+    """Draw the panel's curves of all runs: a colour is a run, a line style is a quantity. A point
+    of a long run is the mean of several, in a band from the least to the most of them."""
     used: dict[str, Curve] = {}
     for k, metrics in enumerate(runs.values()):
-        for curve, steps, values in panel_curves(panel, metrics):
+        for curve, points in panel_curves(panel, metrics):
             used[curve.name] = curve
-            steps, values = thinned(steps, values)
+            steps = points.step
+            if points.count.max() > 1:  # what the mean hides
+                ax.fill_between(
+                    steps, points.low, points.high, color=run_colour(k), alpha=0.2, linewidth=0
+                )
             ax.plot(
                 steps,
-                values,
+                points.mean,
                 color=run_colour(k),
                 linestyle=curve.style,
                 # A single point draws no line, so it always gets a marker.
@@ -150,34 +94,14 @@ def legend_lines(curves: Iterable[Curve]) -> Iterator[Line2D]:
         )
 
 
-def panel_curves(panel: Panel, metrics: Metrics) -> Iterator[tuple[Curve, np.ndarray, np.ndarray]]:
-    """The panel's curves for which this run logged at least one number: curve, steps, values."""
-    if panel.instead_of and any(
-        panel.instead_of in record for lines in metrics.values() for record in lines.values()
-    ):
+def panel_curves(panel: Panel, metrics: Metrics) -> Iterator[tuple[Curve, Points]]:
+    """Yield the panel's curves for which this run logged at least one number."""
+    if panel.instead_of and panel.instead_of in metrics.keys:
         return
     for curve in panel.curves:
-        lines = metrics.get(curve.kind, {})
-        points = [
-            (step, record[curve.key])
-            for step, record in lines.items()
-            if isinstance(record.get(curve.key), NUMBERS)
-        ]
-        if points:
-            steps, values = zip(*points, strict=True)
-            yield curve, np.array(steps, float), np.array(values, float)
-
-
-def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most MAX_POINTS points: means of consecutive ones, the last point as it is."""
-    if len(steps) <= MAX_POINTS:
-        return steps, values
-    starts = np.linspace(0, len(steps) - 1, MAX_POINTS, dtype=int)[:-1]
-    sizes = np.diff([*starts, len(steps) - 1])
-    return (
-        np.append(np.add.reduceat(steps[:-1], starts) / sizes, steps[-1]),
-        np.append(np.add.reduceat(values[:-1], starts) / sizes, values[-1]),
-    )
+        points = metrics.points(curve.kind, curve.key)
+        if len(points.step):
+            yield curve, points.thinned(MAX_POINTS)
 
 
 def run_colour(index: int) -> str:

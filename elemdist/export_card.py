@@ -8,12 +8,11 @@ from typing import Any
 
 import yaml
 
-from elemdist import __version__
+from elemdist import __version__, metrics_file
 from elemdist.checkpoint import Checkpoint
 from elemdist.errors import UserError
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
-from elemdist.plot import read_metrics
 
 TASKS = {"mlm": "fill-mask", "clm": "text-generation", "classify": "text-classification"}
 MOST_LABELS = 50  # that the card names
@@ -127,11 +126,9 @@ def between(intervals: Any, key: str) -> str:
 def last_evaluation(found: Checkpoint) -> dict[str, Any]:
     """The figures of the last evaluation up to a checkpoint; none: empty."""
     try:
-        evaluations = read_metrics(found.path.parent.parent).get("eval", {})
+        last = metrics_file.last_evaluation(found.path.parent.parent, found.step)
     except UserError:  # a checkpoint that was taken elsewhere
         return {}
-    steps = [step for step in evaluations if step <= found.step]
-    last = evaluations[max(steps)] if steps else {}
     return {key: value for key, value in last.items() if key not in ("kind", "time_s")}
 
 

@@ -6,8 +6,6 @@ Metrics never end a run: what a full disk does not take now is kept, and written
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import resource
 import time
@@ -16,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from elemdist.atomic import write_atomically
 from elemdist.attempts import Attempt
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
 from elemdist.metric_writers import AppendedFile, Board, WandbRun, tell
+from elemdist.metrics_file import drop_after
 from elemdist.units import amount, duration
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ class Reporter:
     ) -> None:
         self.attempt = attempt
         self.path = run_dir / "metrics.jsonl"
-        self.before_s = drop_after(self.path, step)
+        self.before_s = self.drop_after(step)
         self.lines = AppendedFile(self.path)
         self.board = Board(run_dir / "tensorboard", step)
         self.wandb = WandbRun(project, run_dir) if project else None
@@ -82,55 +80,24 @@ class Reporter:
     def rewind(self, step: int) -> None:
         """Drops what was reported of later steps, which training will do again; time goes on."""
         try:
-            drop_after(self.path, step)
+            self.drop_after(step)
             self.lines.whole_bytes = None  # of the file as it was
         except UserError as error:
             tell(f"metrics: {error}; training goes on")
         self.board.drop_after(step)
 
+    def drop_after(self, step: int) -> float:
+        """Drop the lines of later steps; the seconds of training so far. Raises UserError."""
+        time_s, foreign = drop_after(self.path, step)
+        if foreign:
+            lines = "a line that is none" if foreign == 1 else f"{foreign} lines that are none"
+            tell(f"metrics: {self.path}: {lines} of metrics, torn or foreign, left out")
+        return time_s
+
     def close(self) -> None:
         """Ends what has to be ended."""
         if self.wandb is not None:
             self.wandb.close()
-
-
-def drop_after(path: Path, step: int) -> float:
-    """Drops the lines of later steps from metrics.jsonl, and whatever is no line of metrics, as the
-    torn last one of a killed run; the seconds of training so far.
-
-    Raises:
-        UserError: it cannot be read, or not be written.
-    """
-    if not path.exists():
-        return 0.0
-    kept, time_s = [], 0.0
-    try:
-        data = path.read_bytes()
-        for line in data.split(b"\n"):
-            record = parsed(line)
-            if record is not None and record["step"] <= step:
-                kept.append(line + b"\n")
-                time_s = record["time_s"]
-        if (text := b"".join(kept)) != data:
-            write_atomically(path, text)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read and written ({error.strerror}); see to the folder's disk and"
-            " its permissions"
-        ) from None
-    return time_s
-
-
-def parsed(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics; None where it is none: an object with numbers as step and time_s."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
-        return None
-    time_s = record.get("time_s")
-    return record if isinstance(time_s, (int, float)) and math.isfinite(time_s) else None
 
 
 def step_figures(seconds: dict[str, float], traffic: Traffic, steps: int) -> dict[str, float]:

@@ -7,17 +7,13 @@ Reads nothing but each run folder's metrics.jsonl; elemdist/curves.py draws.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from elemdist.atomic import result
 from elemdist.errors import UserError
 
 FORMATS = (".png", ".svg", ".pdf")
-
-Metrics = dict[str, dict[int, dict[str, Any]]]  # kind -> step -> the line that holds
 
 
 @dataclass
@@ -33,6 +29,7 @@ class PlotSettings:
 
 def run(settings: PlotSettings) -> None:
     """Draws the runs' curves and says where the picture lies."""
+    from elemdist.curve_points import read_metrics
     from elemdist.curves import draw  # loads matplotlib, which `--help` does without
 
     if not settings.runs:
@@ -53,36 +50,6 @@ def check_out(out: Path) -> None:
         raise UserError(f"{out}: a picture's name ends in one of {', '.join(FORMATS)}")
     if not out.parent.is_dir():
         raise UserError(f"{out}: there is no folder {out.parent}; make it first")
-
-
-def read_metrics(folder: Path) -> Metrics:
-    """The lines of metrics.jsonl by kind and step, in step order; of repeated ones the last holds.
-
-    A run that was killed may leave a torn last line, which is left out.
-    """
-    path = folder / "metrics.jsonl"
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such run folder")
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no metrics.jsonl in it; is it a run folder?") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    metrics: Metrics = {}
-    lines = text.split("\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                record = json.loads(line)
-                metrics.setdefault(str(record["kind"]), {})[int(record["step"])] = record
-        except (ValueError, KeyError, TypeError, OverflowError):
-            if number == len(lines):  # no newline behind it: torn
-                continue
-            raise UserError(f"{path}:{number}: not a metrics line (JSON with kind, step)") from None
-    if not (metrics.get("train") or metrics.get("eval")):
-        raise UserError(f"{path}: no training or evaluation line in it yet")
-    return {kind: dict(sorted(steps.items())) for kind, steps in metrics.items()}
 
 
 def run_names(folders: list[Path]) -> list[str]:

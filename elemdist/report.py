@@ -19,10 +19,13 @@ from elemdist.atomic import write_result
 from elemdist.attempts import Attempt, numbers
 from elemdist.commandline import parse
 from elemdist.config import TrainSettings
-from elemdist.curves import PANELS, draw_panel, panel_curves, run_colour
+from elemdist.curve_points import Metrics, read_metrics
+from elemdist.curves import draw_panel, panel_curves, run_colour
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
-from elemdist.plot import Metrics, read_metrics, run_names
+from elemdist.metrics_file import is_number
+from elemdist.panels import PANELS
+from elemdist.plot import run_names
 from elemdist.report_figures import comparison_part, figures_part
 from elemdist.report_settings import ReportSettings
 from elemdist.stop import read_end
@@ -32,7 +35,6 @@ SHOWN = (
     "loss", "bits_per_byte", "material_accuracy", "micro_f1", "macro_f1", "micro_roc_auc",
     "macro_roc_auc",
 )  # fmt: skip
-EVALUATIONS = 20  # the last so many stand in the table
 
 Runs = dict[str, tuple[Path, Metrics]]
 
@@ -79,8 +81,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def evaluations(metrics: Metrics) -> list[dict[str, Any]]:
-    """The evaluations of a run, by step."""
-    return list(metrics.get("eval", {}).values())
+    """Return the last evaluations of a run, by step."""
+    return list(metrics.evaluations.values())
+
+
+def cells(figures: dict[str, Any], keys: list[str]) -> list[page.Cell]:
+    """Return some figures, None for what is no number."""
+    return [x if is_number(x := figures.get(key)) else None for key in keys]
 
 
 def overview(runs: Runs) -> str:
@@ -90,10 +97,8 @@ def overview(runs: Runs) -> str:
     rows = []
     for name, (path, metrics) in runs.items():
         end = read_end(path) or {"state": "unknown", "reason": ""}
-        lines = [line for kind in metrics.values() for line in kind.values()]
-        step = max(line["step"] for line in lines)
-        seconds = max(float(line.get("time_s", 0)) for line in lines)
-        rows.append([name, end["state"], step, duration(seconds), *map(last[name].get, keys)])
+        time = duration(metrics.time_s)
+        rows.append([name, end["state"], metrics.last_step, time, *cells(last[name], keys)])
     return page.section(
         "Runs",
         page.table("The last evaluation of each", ["run", "state", "step", "time", *keys], rows),
@@ -138,10 +143,10 @@ def about(name: str, path: Path, metrics: Metrics) -> str:
 
 def evaluation_table(metrics: Metrics) -> Iterator[str]:
     """The newest of them as a table, if there are any."""
-    found = evaluations(metrics)[-EVALUATIONS:]
+    found = evaluations(metrics)
     keys = [key for key in SHOWN if any(key in one for one in found)]
     if found:
-        rows = [[str(one["step"]), *map(one.get, keys)] for one in found]
+        rows = [[str(one["step"]), *cells(one, keys)] for one in found]
         yield page.table("Evaluations", ["step", *keys], rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from elemdist import metrics_file
 from elemdist.communication import Count, Traffic
 from elemdist.errors import UserError
-from elemdist.metrics import Reporter, drop_after, peak_memory_bytes, progress_line, step_figures
+from elemdist.metrics import Reporter, peak_memory_bytes, progress_line, step_figures
+from elemdist.metrics_file import drop_after
 from tests.conftest import NO_BYTECODE, REPOSITORY, run_command
 
 FIGURES = {"loss": 2.5, "grad_norm": math.nan, "lr": 1e-3, "bits_per_byte/wiki": 1.5, "note": "x"}
@@ -100,17 +103,63 @@ def test_lines_of_someone_else_are_no_error(tmp_path):
         b'{"step": 1, "time_s": null}', b"\xff\xfe\x00", b"[" * 100_000, b"9" * 5000,
     ]  # fmt: skip
     path.write_bytes(mine + b"\n".join(foreign) + b"\n" + mine + b"\xff")
-    assert drop_after(path, 1) == 7.5
+    assert drop_after(path, 1) == (7.5, 14)
     assert path.read_bytes() == mine * 2
     before = path.stat().st_ino
-    assert drop_after(path, 1) == 7.5
+    assert drop_after(path, 1) == (7.5, 0)
     assert path.stat().st_ino == before  # nothing to drop, nothing written
-    assert drop_after(path, 0) == 0.0
+    assert drop_after(path, 0) == (0.0, 0)
     assert path.read_bytes() == b""
     path.unlink()
     path.mkdir()
     with pytest.raises(UserError, match=r"metrics.jsonl: cannot be read and written"):
         Reporter(tmp_path, 1)
+
+
+@functools.cache
+def stream(count: int) -> bytes:
+    """Lines of training, and in them the event of a checkpoint that was saved five steps later."""
+    lines = []
+    for step in range(1, count + 1):
+        lines.append({"kind": "train", "step": step, "time_s": step / 2, "loss": 1.0})
+        lines.append({"kind": "event", "step": step - 5, "time_s": step / 2, "event": "checkpoint"})
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+@pytest.mark.parametrize("end", [b"", b'{"kind": "tr', b"\0" * 5000, b"x" * (3 << 20), b"\n\n"])
+@pytest.mark.parametrize("step", [0, 1, 900, 9_995, 10_000, 30_000])
+def test_a_long_file_is_cut_at_its_end(tmp_path, step, end):
+    """Events of earlier steps that stand beyond it stay; what is before is not read, and not
+    written."""
+    path, text = tmp_path / "metrics.jsonl", stream(10_000)
+    path.write_bytes(text + end)
+    inode = path.stat().st_ino
+    time_s, foreign = drop_after(path, step)
+    records = [json.loads(line) for line in path.read_bytes().splitlines()]
+    every = [json.loads(line) for line in text.splitlines()]
+    assert records == [record for record in every if record["step"] <= step]
+    assert time_s == (records[-1]["time_s"] if records else 0.0)
+    assert foreign == bool(end.strip())
+    assert path.stat().st_ino == inode
+
+
+def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch):
+    path, blocks = tmp_path / "metrics.jsonl", []
+    path.write_bytes(stream(20_000))
+    whole = metrics_file.blocks_from_end
+    monkeypatch.setattr(
+        metrics_file, "blocks_from_end", lambda file: (blocks.append(1) or x for x in whole(file))
+    )
+    assert drop_after(path, 19_000) == (9_502.5, 0)
+    assert (len(blocks), path.stat().st_size > 2 << 20) == (1, True)
+
+
+def test_a_line_of_metrics_that_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: this is no file"):
+        Reporter(tmp_path, 0)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: this is no file"):
+        list(metrics_file.records_of(tmp_path / "metrics.jsonl"))
 
 
 FULL_DISK = """

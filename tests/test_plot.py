@@ -10,9 +10,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from elemdist.curves import MAX_POINTS, draw, thinned
+from elemdist.curve_points import FRESH, KEPT, read_metrics
+from elemdist.curves import MAX_POINTS, draw
 from elemdist.errors import UserError
-from elemdist.plot import PlotSettings, read_metrics, run, run_names
+from elemdist.plot import PlotSettings, run, run_names
 
 
 def write_run(folder: Path, *records: dict[str, Any]) -> Path:
@@ -83,22 +84,50 @@ def test_draws_the_logged_numbers(tmp_path: Path) -> None:
 
 
 def test_a_repeated_step_takes_the_later_line(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", train(1), train(2), train(3), train(2, lr=0.5))
-    lines = read_metrics(folder)["train"]
-    assert list(lines) == [1, 2, 3]
-    assert lines[2]["lr"] == 0.5
+    lines = [train(s, lr=lr) for s, lr in ((1, 0.1), (3, 0.3), (2, 0.2), (3, 0.9))]
+    points = read_metrics(write_run(tmp_path / "run", *lines)).points("train", "lr")
+    assert points.step.tolist() == [1, 2, 3]
+    assert points.mean.tolist() == [0.1, 0.2, 0.9]
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", train(1), train(2))
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"kind": "train", "st')
-    assert list(read_metrics(folder)["train"]) == [1, 2]
+    assert read_metrics(folder).points("train", "loss").step.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", "-1e999", "null", "true", '"2.5"', "[2.5]", "1" + "0" * 400]
+)
+def test_what_is_no_number_is_no_point(tmp_path: Path, value: str) -> None:
+    folder = write_run(tmp_path / "run", train(1), train(3))
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(f'{{"kind": "train", "step": 2, "loss": {value}, "time_s": {value}}}\n')
+        file.write('{"kind": "of tomorrow", "step": 9, "loss": 1}\n{"kind": "event", "step": 4}\n')
+    metrics = read_metrics(folder)
+    assert metrics.points("train", "loss").step.tolist() == [1, 3]
+    assert (metrics.last_step, metrics.time_s) == (9, 0.0)
+    draw({"run": metrics})
 
 
 @pytest.mark.parametrize(
     "line",
-    ['{"kind": "train", "st', '{"kind": "train"}', "[1]", "7", "x", '{"kind": "a", "step": 1e999}'],
+    [
+        '{"kind": "train", "st',
+        '{"kind": "train"}',
+        "[1]",
+        "7",
+        "x",
+        '{"kind": "a", "step": 1e999}',
+        '{"kind": "a", "step": "1"}',
+        '{"kind": "a", "step": true}',
+        '{"kind": 1, "step": 1}',
+        "\0" * 50,
+        "[" * 100_000,
+        '{"kind": "train", "step": 1, "note": "' + "x" * (3 << 20) + '"}',
+    ],
+    ids=range(12),
 )
 def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
     folder = write_run(tmp_path / "run", train(1))
@@ -108,15 +137,32 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
         read_metrics(folder)
 
 
-def test_long_runs_are_thinned() -> None:
-    steps = np.arange(10_001.0)
-    values = np.sin(steps / 1000)
-    short_steps, short_values = thinned(steps, values)
-    assert len(short_steps) == len(short_values) == MAX_POINTS
-    assert (np.diff(short_steps) > 0).all()
-    assert np.allclose(short_values, np.sin(short_steps / 1000), atol=1e-3)
-    assert (short_steps[-1], short_values[-1]) == (steps[-1], values[-1])
-    assert len(thinned(steps[:10], values[:10])[0]) == 10
+def test_a_long_run_is_thinned_and_no_peak_is_lost(tmp_path: Path) -> None:
+    """In memory that does not grow with it; means, least and most are those of all points."""
+    steps = np.arange(1, 150_001)
+    values = np.sin(steps / 20_000)
+    values[77_776] = 9.0
+    lines = [
+        f'{{"kind": "train", "step": {step}, "loss": {value}, "time_s": {step}}}\n'
+        for step, value in zip(steps, values, strict=True)
+    ]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines))
+    metrics = read_metrics(tmp_path / "run")
+    kept = metrics.points("train", "loss")
+    assert len(kept.step) <= KEPT + FRESH
+    shown = kept.thinned(MAX_POINTS)
+    assert MAX_POINTS / 2 < len(shown.step) <= MAX_POINTS
+    assert shown.count.sum() == len(steps)
+    assert shown.count.max() < 4 * shown.count.min()
+    assert np.average(shown.mean, weights=shown.count) == pytest.approx(values.mean(), abs=1e-9)
+    assert (shown.high.max(), shown.low.min()) == (9.0, values.min())
+    assert (np.diff(shown.step) > 0).all()
+    near = np.abs(shown.step - 77_777) > 1000
+    assert np.allclose(shown.mean[near], np.sin(shown.step[near] / 20_000), atol=1e-3)
+    assert (metrics.last_step, metrics.time_s) == (150_000, 150_000.0)
+    (axes,) = draw({"run": metrics}).axes
+    assert axes.collections[0].get_paths()[0].vertices[:, 1].max() == 9.0
 
 
 def test_names_are_as_short_as_they_can_be() -> None:
