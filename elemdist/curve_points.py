@@ -15,7 +15,10 @@ from elemdist.panels import PANELS
 
 FRESH, KEPT = 1 << 15, 4096  # points of a curve as they were logged, and thinned ones
 EVALUATIONS = 20  # the last ones that are kept whole
-SHOWN = {(curve.kind, curve.key) for panel in PANELS for curve in panel.curves}
+SHOWN = {
+    kind: tuple({curve.key: 0 for panel in PANELS for curve in panel.curves if curve.kind == kind})
+    for kind in ("train", "eval")
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self.series: dict[tuple[str, str], Series] = {}
+        self.series = {(kind, key): Series() for kind, keys in SHOWN.items() for key in keys}
         self.keys: set[str] = set()
         self.evaluations: dict[int, dict[str, Any]] = {}
         self.last_step, self.time_s = 0, 0.0
@@ -98,10 +101,11 @@ class Metrics:
     def add(self, record: dict[str, Any]) -> None:
         """Add a line, see record_of()."""
         kind, step = record["kind"], record["step"]
-        self.keys |= record.keys()
-        for key, value in record.items():
-            if (kind, key) in SHOWN and is_number(value):
-                self.series.setdefault((kind, key), Series()).add(step, value)
+        if not record.keys() <= self.keys:
+            self.keys |= record.keys()
+        for key in SHOWN.get(kind, ()):
+            if is_number(value := record.get(key)):
+                self.series[kind, key].add(step, value)
         self.last_step = max(self.last_step, step)
         if is_number(time_s := record.get("time_s")):
             self.time_s = max(self.time_s, time_s)
@@ -116,7 +120,7 @@ class Metrics:
 
     def points(self, kind: str, key: str) -> Points:
         """Return the curve of a figure, without points where there are none."""
-        return self.series.get((kind, key), Series()).points()
+        return self.series[kind, key].points()
 
 
 def read_metrics(folder: Path) -> Metrics:
