@@ -38,7 +38,7 @@ def hash_names(text: str) -> list[str]:
         UserError: an unknown one.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
-    known = sorted(set(XX_HASHES) | {n for n in hashlib.algorithms_guaranteed if "shake" not in n})
+    known = sorted(set(XX_HASHES) | {n for n in hashlib.algorithms_available if "shake" not in n})
     for name in names:
         if name not in known:
             raise UserError(

@@ -25,6 +25,27 @@ def content_of(path: str, place: str = "") -> bytes:
         raise UserError(f"{place}cannot read {path}: {reason}") from error
 
 
+def is_inside(name: str) -> bool:
+    """Return True for a relative path with / that stays within its folder, as far as names tell.
+
+    Indexes that streaming merged have names such as 0/shard.00000.mds.
+    """
+    parts = name.split("/")
+    odd = "\\" in name or "\0" in name or (len(name) > 1 and name[1] == ":")
+    return not odd and not any(part in ("", ".", "..") for part in parts)
+
+
+def leads_out(folder: str, name: str) -> bool:
+    """Return True if a link on the way to a file leads out of its local folder.
+
+    What Hugging Face's cache links to, blobs/ beside snapshots/, belongs to the folder.
+    """
+    root, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+    above, snapshots = os.path.split(os.path.dirname(root))
+    roots = [root] + [os.path.join(above, "blobs")] * (snapshots == "snapshots")
+    return not any(path.startswith(os.path.join(one, "")) for one in roots)
+
+
 class Digest(Protocol):
     """A running hash, as hashlib and xxhash have them."""
 
@@ -52,11 +73,12 @@ class FileInfo:
             KeyError, TypeError, ValueError: the entry is damaged.
         """
         name, size = entry["basename"], entry["bytes"]
-        if name != os.path.basename(name) or name in ("", ".", ".."):
+        if not isinstance(name, str) or not is_inside(name):
             raise UserError(f"{where}/index.json names a file outside its folder: {name!r}")
         if not isinstance(size, int) or not 0 <= size < LARGEST:
             raise ValueError(f"{name}: {size} bytes")
-        return cls(name, size, {str(key): str(hash) for key, hash in entry["hashes"].items()})
+        hashes = (entry["hashes"] or {}).items()
+        return cls(name, size, {str(key): str(hash) for key, hash in hashes if hash is not None})
 
     def digest(self) -> tuple[Digest | None, str]:
         """A running hash that this file's bytes are fed to and what it must give in the end;

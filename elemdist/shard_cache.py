@@ -17,7 +17,7 @@ from typing import Any
 
 from elemdist.compression import decompress
 from elemdist.errors import UserError
-from elemdist.file_info import FileInfo
+from elemdist.file_info import FileInfo, leads_out
 from elemdist.remote import filesystem, is_url, public, retried
 
 RANGE = 16 << 20  # bytes asked of a store at a time, and lost when it fails
@@ -124,6 +124,8 @@ def cache_folder(cache: str | None, fingerprint: str) -> str:
 def check_size(folder: LocalFolder, info: FileInfo) -> None:
     """Raises UserError if a file of the set is missing or does not have the bytes it should."""
     path = os.path.join(folder.path, info.name)
+    if leads_out(folder.path, info.name):
+        raise UserError(f"{path} is a link out of the shard set's folder: copy the file itself")
     if not os.path.isfile(path):
         raise UserError(f"{path} is missing: the shard set is not complete, copy it again")
     size = os.path.getsize(path)

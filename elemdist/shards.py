@@ -106,7 +106,7 @@ class ShardSet:
                 f"{self._folder.name}: index.json or manifest.json is damaged, they disagree on "
                 f"the columns of {raw.name}: copy the set again"
             )
-        path = os.path.join(self._cache, raw.name)
+        path = os.path.join(self._cache, raw.name.replace("/", "%2F"))
         if isinstance(self._folder, LocalFolder):
             here = os.path.join(self._folder.path, raw.name)
             # A reader that unpacks beside the compressed file may have done the work before.

@@ -72,7 +72,7 @@ def test_without_a_known_hash_only_sizes_are_compared(tmp_path, hashes):
         shards.verify()
 
 
-@pytest.mark.parametrize("name", ["../x.mds", "/etc/passwd", "a/b.mds", "..", "", "."])
+@pytest.mark.parametrize("name", ["../x.mds", "/etc/passwd", "a/../../b.mds", "..", "", "."])
 @pytest.mark.parametrize("key", ["raw_data", "zip_data"])
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path, key, name):
     make_set(tmp_path / "set", compression="zstd")

@@ -154,9 +154,10 @@ def sources_of(folder: str, files: list[Found], format: str, losses: Losses) -> 
         if above not in taken:
             taken.add(above)
             sources += sets[above]
-        if told_format(found.path) and found.name not in MARKS:
-            beside.append(found)
+        beside.append(found)
     own = {one.path for one in sources}
+    for one in sources:
+        own |= _shards_of(one) if one.format == "mds" else set()
     for found in beside:
         if found.path not in own and not SET_FILES.fullmatch(found.name):
             losses.add(BESIDE_SET, public(found.path))
@@ -213,6 +214,16 @@ def data_sets(files: list[Found], format: str) -> dict[str, list[Source]]:
                 if sources is not None:
                     sets[folder] = sources
     return sets
+
+
+def _shards_of(source: Source) -> set[str]:
+    """The paths or URLs of the shards that an index names."""
+    try:
+        shards = json.loads(contents(f"{source.path}/index.json"))["shards"]
+        files = [shard.get(key) for shard in shards for key in ("raw_data", "zip_data")]
+        return {f"{source.path}/{file['basename']}" for file in files if file}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return set()  # its reader says what is wrong
 
 
 def _json_of(found: Found) -> Any:

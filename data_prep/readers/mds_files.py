@@ -22,7 +22,7 @@ from data_prep.mds import columns_of
 from elemdist.compression import decompress
 from elemdist.errors import UserError
 from elemdist.file_info import FileInfo
-from elemdist.shard_cache import LocalFolder, check_size, open_folder, read_existing
+from elemdist.shard_cache import Folder, LocalFolder, check_size, open_folder, read_existing
 from elemdist.shard_index import FORMAT, FORMAT_VERSION, missing_index, read_json
 
 OPEN_MAPS = 256  # mapped shards that stay open; each holds a file descriptor
@@ -77,7 +77,7 @@ class MdsFolder:
         self.labels: list[str] | None = None
         self.n = self.v = self.head = 0
         try:
-            self.shards = [_shard(entry, self.name) for entry in index["shards"]]
+            self.shards = [_shard(entry, self._folder) for entry in index["shards"]]
             self.last: dict[str, Any] = index["shards"][-1] if self.shards else {}
             if self._folder.exists("manifest.json"):
                 manifest, more = read_json(self._folder, "manifest.json")
@@ -255,12 +255,16 @@ def _parsed(path: str, version: str) -> MdsFolder:
     return MdsFolder(path)
 
 
-def _shard(entry: dict[str, Any], where: str) -> Shard:
-    """An entry of the index of the folder `where`."""
+def _shard(entry: dict[str, Any], folder: Folder) -> Shard:
+    """An entry of the index of a folder."""
+    where = folder.name
     if entry.get("format", "mds") != "mds":
         raise UserError(f"{where}: its shards are {entry['format']}, only mds is read")
     raw = FileInfo.of(entry["raw_data"], where)
     packed = entry.get("zip_data") and FileInfo.of(entry["zip_data"], where)
+    # A reader that unpacks may have kept the unpacked file alone.
+    if packed and isinstance(folder, LocalFolder) and not folder.exists(packed.name):
+        packed = None if folder.exists(raw.name) else packed
     samples = int(entry["samples"])
     if samples < 0:  # streaming writes an empty shard in front of a sample that is too large
         raise ValueError(f"{raw.name}: {samples} samples")

@@ -93,6 +93,11 @@ class TextDocuments:
 
     def _column(self, columns: Columns, name: str, setting: str) -> int:
         names = [column for column, _, _ in columns]
+        if "rows" in names and "text" not in names:
+            raise UserError(
+                f"{self._blocks.folder.name} holds byte rows and has no manifest.json: name the "
+                f"sets that it was merged from one by one, or join them by `elemdist convert`"
+            )
         if name not in names:
             problem = missing(name, names, setting, "column")
             raise UserError(f"{self._blocks.folder.name}: {problem}")

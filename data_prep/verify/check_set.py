@@ -12,6 +12,7 @@ from data_prep.mds import columns_of, hash_names
 from data_prep.store import Store
 from elemdist.compression import check as check_compression
 from elemdist.errors import UserError
+from elemdist.file_info import is_inside
 from elemdist.remote import public
 from elemdist.shard_index import FORMAT, FORMAT_VERSION
 
@@ -72,6 +73,11 @@ class Entry:
     packed: File | None
     compression: str
     columns: list[tuple[str, str, int]]
+
+    @property
+    def holds_rows(self) -> bool:
+        """Return True if a column is named as the rows of a set of ours are."""
+        return any(name == "rows" for name, _, _ in self.columns)
 
     @property
     def stored(self) -> File:
@@ -147,10 +153,13 @@ def _file(value: Any) -> File:
     if not isinstance(value, dict):
         raise WrongError("it names no file")
     name, size, hashes = value.get("basename"), value.get("bytes"), value.get("hashes")
-    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
+    if not isinstance(name, str) or not is_inside(name):
         raise WrongError(f"it names a file outside the folder, {name!r}; that is not opened")
     if type(size) is not int or not 0 <= size < LARGEST_SHARD:
         raise WrongError(f"{name!r} has {size!r} bytes")
+    if isinstance(hashes, dict):
+        hashes = {key: hash for key, hash in hashes.items() if hash is not None}
+    hashes = {} if hashes is None else hashes
     if not isinstance(hashes, dict) or not all(isinstance(hash, str) for hash in hashes.values()):
         raise WrongError(f"the hashes of {name!r} are damaged")
     try:

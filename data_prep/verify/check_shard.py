@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from data_prep.store import open_store
 from data_prep.verify.check_set import Entry, File, Geometry
 from elemdist.compression import decompress
 from elemdist.errors import UserError
+from elemdist.file_info import leads_out
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,12 @@ def _read(task: Task, found: Found) -> bytes | None:
     store, entry = open_store(task.place), task.entry
     try:
         size = store.size(entry.stored.name)
+        if size is None and entry.packed and store.size(entry.raw.name) is not None:
+            entry = replace(entry, packed=None)  # a reader that unpacks kept that file alone
+            size = store.size(entry.stored.name)
+        if store.local and leads_out(store.path, entry.stored.name):
+            found.add("it is a link out of the folder; that is not opened", damaged=True)
+            return None
         if size is None:
             found.add("it is missing", damaged=True)
             return None

@@ -136,8 +136,14 @@ def verify(settings: VerifySettings) -> Report:
     def tell(name: str) -> check_set.Problem:
         return lambda text: of_set.append(Problem(name, None, text))
 
-    index, manifest = read(check_set.INDEX), read(check_set.MANIFEST)
+    index = read(check_set.INDEX)
     entries = check_set.entries_of(index, tell(check_set.INDEX)) if index else []
+    foreign = bool(entries) and not any(entry.holds_rows for entry in entries)
+    if foreign and check_set.MANIFEST not in files:
+        report.warnings.append("no set of byte rows: only files, sizes and hashes are checked")
+        manifest = {}
+    else:
+        manifest = read(check_set.MANIFEST)
     geometry = check_set.geometry_of(manifest, tell(check_set.MANIFEST)) if manifest else None
     if not index:
         tell(check_set.INDEX)(
@@ -149,7 +155,7 @@ def verify(settings: VerifySettings) -> Report:
     found = check_all(tasks, settings, "verify")
     if settings.repair:
         _repair(store, tasks, found, settings, report)
-    report.warnings = [
+    report.warnings += [
         f"{name} is no part of the set" for name in check_set.strangers(store, entries) if index
     ]
     report.problems = of_set + _problems_of(entries, found, geometry)

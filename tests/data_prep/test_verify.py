@@ -181,7 +181,7 @@ def test_other_columns(tmp_path: Path) -> None:
     ("change", "text"),
     [
         ({"raw_data": {"basename": "../x.mds", "bytes": 1, "hashes": {}}}, "outside the folder"),
-        ({"raw_data": {"basename": "a/x.mds", "bytes": 1, "hashes": {}}}, "outside the folder"),
+        ({"raw_data": {"basename": "a/../x.mds", "bytes": 1, "hashes": {}}}, "outside the folder"),
         ({"raw_data": {"basename": "..", "bytes": 1, "hashes": {}}}, "outside the folder"),
         ({"raw_data": {"basename": "x", "bytes": -1, "hashes": {}}}, "'x' has -1 bytes"),
         ({"raw_data": {"basename": "x", "bytes": 1, "hashes": {"md6": ""}}}, "unknown 'md6'"),
