@@ -18,16 +18,77 @@ from data_prep.settings import InputSettings
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold the text."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    """Whether a column of this type can hold the text, however it is encoded."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return is_text(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return is_text(kind.value_type)
     types = pa.types
     return (
         types.is_string(kind)
         or types.is_large_string(kind)
         or types.is_binary(kind)
         or types.is_large_binary(kind)
+        or _is_view(kind)
     )
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
+
+
+def _plain(text: pa.Array) -> pa.Array:
+    """A text column without an extension type, and with runs as a dictionary.
+
+    Raises:
+        pa.ArrowInvalid: it is damaged.
+    """
+    if isinstance(text.type, pa.BaseExtensionType):
+        return _plain(text.storage)
+    if pa.types.is_run_end_encoded(text.type):
+        text.validate(full=True)
+        first, count = text.find_physical_offset(), text.find_physical_length()
+        ends = text.run_ends.to_numpy()[first : first + count].astype(np.int64) - text.offset
+        lengths = np.diff(np.minimum(ends, len(text)), prepend=0)
+        runs = np.repeat(np.arange(first, first + count), lengths)
+        return _plain(pa.DictionaryArray.from_arrays(pa.array(runs), text.values))
+    if pa.types.is_dictionary(text.type):
+        values = _plain(text.dictionary)
+        if _is_view(values.type):
+            values = _large(_bytes_view(values))
+        if values is not text.dictionary:
+            return pa.DictionaryArray.from_arrays(text.indices, values)
+    return text
+
+
+def _bytes_view(text: pa.Array) -> pa.Array:
+    """A column of views as bytes, whose UTF-8 is checked later, each in its own place.
+
+    Raises:
+        pa.ArrowInvalid: one points outside the data.
+    """
+    buffers, kind = text.buffers(), pa.binary_view()
+    found = pa.Array.from_buffers(kind, len(text), buffers, text.null_count, text.offset)
+    found.validate(full=True)
+    return found
+
+
+def _large(views: pa.Array) -> pa.Array:
+    """A column of views with its bytes one behind the other."""
+    try:
+        return views.cast(pa.large_binary())
+    except pa.ArrowNotImplementedError:  # by an older pyarrow
+        return pa.array(views.to_pylist(), pa.large_binary())
+
+
+def _lengths(text: pa.Array) -> np.ndarray:
+    """Bytes of each value of a plain column or one of views: (rows,)."""
+    if not _is_view(text.type):
+        return np.diff(_buffers(text)[0])
+    # A view has 16 bytes, of which the first four are the length.
+    views = np.frombuffer(text.buffers()[1] or b"", "<i4").reshape(-1, 4)
+    found = views[text.offset : text.offset + len(text), 0]
+    return np.where(text.is_valid().to_numpy(zero_copy_only=False), found, 0)
 
 
 @dataclass(frozen=True)
@@ -149,9 +210,11 @@ class Columns:
 
 def _slices(text: pa.Array, size: int) -> Iterator[tuple[int, pa.Array]]:
     """A column in plain arrays of about `size` bytes or one longer value, with their first rows."""
+    text = _plain(text)
     coded = pa.types.is_dictionary(text.type)
-    offsets, _ = _buffers(text.dictionary if coded else text)
-    lengths = np.diff(offsets)
+    if _is_view(text.type):
+        text = _bytes_view(text)
+    lengths = _lengths(text.dictionary if coded else text)
     numbers: np.ndarray | None = None
     if coded:
         indices = text.indices.fill_null(0)
@@ -171,7 +234,9 @@ def _slices(text: pa.Array, size: int) -> Iterator[tuple[int, pa.Array]]:
     while start < len(text):
         end = max(start + 1, int(np.searchsorted(behind, done + size, "right")))
         rows = text.slice(start, end - start)
-        yield start, rows.dictionary.take(rows.indices) if coded else rows
+        if coded:
+            rows = rows.dictionary.take(rows.indices)
+        yield start, _large(rows) if _is_view(rows.type) else rows
         start, done = end, int(behind[end - 1])
 
 

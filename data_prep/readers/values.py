@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ def reason_of(value: Any) -> str:
 def kind(value: Any) -> str:
     """What a value is, in words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+    names[bytes] = "bytes"
     if value is None:
         return "null"
     return names.get(type(value), "a number")
@@ -42,6 +44,8 @@ def id_of(value: Any, field: str) -> str:
     Raises:
         RecordError: the value is none of these.
     """
+    if isinstance(value, uuid.UUID):
+        return str(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         problem = f"{field} holds {kind(value)}: an id is a string or an integer"
         raise RecordError(problem, reason_of(value))
