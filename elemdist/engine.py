@@ -74,12 +74,12 @@ def use_threads(local_world_size: int) -> None:
 def take_place() -> None:
     """Sees to RANK and so on: those that are set, those of srun or of MPI, else of one rank alone.
     Raises UserError where they do not go together."""
-    if slurm_ranks.in_step():
+    if rank_variables.in_mpi():  # whose daemons srun starts on other nodes
+        rank_variables.take_mpi_ranks()
+    elif slurm_ranks.in_step():
         slurm_ranks.take_ranks()
     elif slurm_ranks.says_step(os.environ):
         print(f"elemdist train: {slurm_ranks.NOT_IN_IT}", file=sys.stderr, flush=True)
-    elif rank_variables.in_mpi():
-        rank_variables.take_mpi_ranks()
     if "RANK" in os.environ:
         return rank_variables.check_ranks()
     rank_variables.forget_ranks()

@@ -53,7 +53,7 @@ def belongs_to_others() -> bool:
             f"{told} are not taken, as this command starts its ranks itself; ranks that others"
             " start run elemdist/train.py"
         )
-    if says_step(os.environ) and not in_step():
+    if not in_mpi() and says_step(os.environ) and not in_step():
         local.say(NOT_IN_IT)
         for name in os.environ.keys() - without_ranks(os.environ).keys():
             del os.environ[name]
