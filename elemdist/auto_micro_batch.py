@@ -31,7 +31,7 @@ from elemdist.model_config import ModelConfig
 from elemdist.passes import Pass, loss_of, passes_of
 from elemdist.rows import DOC, special_row
 from elemdist.sequence_parallel import Share
-from elemdist.units import amount
+from elemdist.units import amount, counted
 
 PASSES = 2  # of a try, so that sums of gradients are kept from one to the next
 
@@ -84,7 +84,7 @@ def search(trial: Trial, memory: Memory, most: int) -> int:
         if trial.ranks.first:
             shown = "out of memory" if peak is None else f"{amount(peak)} of {amount(limit)}"
             verdict = "" if fitting else ", too much for some rank"
-            tell(f"auto_micro_batch: {size} samples a pass: {shown}{verdict}")
+            tell(f"auto_micro_batch: {counted(size, 'sample')} a pass: {shown}{verdict}")
         if fitting and peak is not None:
             points.append((size, peak))
             fits = size

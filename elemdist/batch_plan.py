@@ -57,7 +57,7 @@ class BatchPlan:
         ranks = counted(self.groups, "group" if shared > 1 else "rank")
         ranks += f" of {shared} ranks" if shared > 1 else ""
         return (
-            f"{count:,} samples ({count * sample_bytes:,} bytes) a step ="
+            f"{counted(count, 'sample')} ({count * sample_bytes:,} bytes) a step ="
             f" {micro} a pass x {ranks} x {counted(self.passes, 'pass')}"
         )
 

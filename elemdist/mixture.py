@@ -20,6 +20,7 @@ from elemdist.remote import public
 from elemdist.run_settings import DataSettings, Source
 from elemdist.shards import OPEN_MAPS, ShardSet
 from elemdist.shuffle import sample_ids, stream
+from elemdist.units import counted
 
 __all__ = ["Mixture", "as_mixture", "names_of", "open_mixture", "quotas"]
 
@@ -216,7 +217,7 @@ class Mixture:
     def describe(self) -> str:
         """One line: each source's share, its samples, and how often they come in an epoch."""
         return ", ".join(
-            f"{name} {quota / self.epoch_samples:.1%} ({shards.samples:,} samples,"
+            f"{name} {quota / self.epoch_samples:.1%} ({counted(shards.samples, 'sample')},"
             f" {quota / shards.samples:.2f} x an epoch)"
             for name, shards, quota in zip(self.names, self.sets, self.quotas, strict=True)
         )

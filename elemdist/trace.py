@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from elemdist.metric_writers import first_line, tell
 from elemdist.timing import Stopwatch
+from elemdist.units import counted
 
 PASSED_STEPS = 5  # allocators, kernels and caches settle; the profiler itself starts in the last
 TRACED_STEPS = 3
@@ -86,6 +87,6 @@ class Trace:
         profiler.stop()
         if self.steps <= PASSED_STEPS:
             tell(
-                f"profile: no trace, as this start had {self.steps} steps; it begins behind"
+                f"profile: no trace, as this start had {counted(self.steps, 'step')}; it begins behind"
                 f" {PASSED_STEPS}"
             )

@@ -173,7 +173,7 @@ def work_lines(settings: PlanSettings, case: Case) -> list[str]:
     return [
         f"work: {work.flops:.3g} FLOPs a step, {work.flops / work.bytes:.3g} a byte, forward and"
         " backward",
-        f"time: {duration(work.seconds * settings.steps)} for {settings.steps:,} steps,"
+        f"time: {duration(work.seconds * settings.steps)} for {counted(settings.steps, 'step')},"
         f" {work.bytes / work.seconds / 1e6:.3g} MB/s, if {counted(case.ranks, 'GPU')} reach"
         f" {settings.mfu:.0%} of {work.peak:g} TFLOPS each (--mfu)",
     ]

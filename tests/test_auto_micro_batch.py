@@ -46,7 +46,7 @@ def found(folder: Path) -> dict[str, Any]:
 def tries(folder: Path, name: str) -> list[tuple[int, float, float]]:
     """(samples, MB taken, MB allowed) of what rank 0 printed about a case."""
     part = (folder / "rank-0.txt").read_text().split(f"== {name}\n")[1].split("==")[0]
-    sizes = re.findall(r"(\d+) samples a pass: ([\d.]+) (\wB) of ([\d.]+) (\wB)", part)
+    sizes = re.findall(r"(\d+) samples? a pass: ([\d.]+) (\wB) of ([\d.]+) (\wB)", part)
     return [(int(n), float(a) * MB[x], float(b) * MB[y]) for n, a, x, b, y in sizes]
 
 
