@@ -87,6 +87,6 @@ class Trace:
         profiler.stop()
         if self.steps <= PASSED_STEPS:
             tell(
-                f"profile: no trace, as this start had {counted(self.steps, 'step')}; it begins behind"
-                f" {PASSED_STEPS}"
+                f"profile: no trace, as this start had {counted(self.steps, 'step')}; it begins"
+                f" behind {PASSED_STEPS}"
             )
