@@ -8,6 +8,7 @@ from collections.abc import Callable
 from elemdist import __version__
 from elemdist.errors import EXIT_USER_ERROR, UserError
 from elemdist.other_words import verb_here
+from elemdist.plain_text import printable
 
 
 def shard(argv: list[str]) -> int:
@@ -289,7 +290,8 @@ def main() -> int:
         return VERBS[name](argv[1:])
     except UserError as error:
         verb = f" {name}" if name in VERBS else ""
-        print(f"elemdist{verb}: error: {error}", file=sys.stderr)
+        told = printable(str(error))
+        print(f"elemdist{verb}: error: {told}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"elemdist {name}: interrupted", file=sys.stderr)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 import orjson
 
+from elemdist.artefacts import MissingError, open_file
 from elemdist.errors import UserError
 
 LINE_BYTES = 1 << 20  # what is longer is no line of metrics
@@ -38,13 +38,6 @@ def record_of(line: bytes) -> dict[str, Any] | None:
     return record if type(step) is int and abs(step) < 1 << 63 else None
 
 
-def open_metrics(path: Path, mode: str = "rb") -> BinaryIO:
-    """Open a file of metrics. Raises OSError, and UserError where it is a pipe or a device."""
-    if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
-        raise UserError(f"{path}: this is no file")
-    return open(path, mode)  # type: ignore[return-value]
-
-
 def lines_of(file: BinaryIO) -> Iterator[bytes | None]:
     """Yield each line with its end; None for one of more than LINE_BYTES."""
     while line := file.readline(LINE_BYTES):
@@ -66,7 +59,7 @@ def records_of(path: Path) -> Iterator[dict[str, Any]]:
     if not path.parent.is_dir():
         raise UserError(f"{path.parent}: no such run folder")
     try:
-        with open_metrics(path) as file:
+        with open(open_file(path), "rb") as file:
             for number, line in enumerate(lines_of(file), 1):
                 record = record_of(line) if line is not None else None
                 if record is not None:
@@ -74,7 +67,7 @@ def records_of(path: Path) -> Iterator[dict[str, Any]]:
                 elif line is None or (line.strip() and line.endswith(b"\n")):
                     told = "not a metrics line (JSON with kind, step)"
                     raise UserError(f"{path}:{number}: {told}")
-    except FileNotFoundError:
+    except MissingError:
         raise UserError(f"{path.parent}: no {path.name} in it; is it a run folder?") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -104,7 +97,8 @@ def drop_after(path: Path, step: int) -> tuple[float, int]:
     if not path.exists():
         return 0.0, 0
     try:
-        with open_metrics(path, "r+b") as file:
+        os.close(open_file(path))  # a pipe would be waited for
+        with open(path, "r+b") as file:
             return cut_end(file, step)
     except OSError as error:
         raise UserError(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+
+from elemdist.artefacts import open_file
+from elemdist.errors import UserError
+from elemdist.metrics_file import is_number, record_of
 
 TAIL_BYTES = 1 << 16
+MOST_AT_ONCE = 1 << 24  # of what is added to a log
 
 
 def checkpoint_steps(run_dir: Path) -> list[int]:
@@ -25,15 +28,12 @@ def newest_step(run_dir: Path) -> int:
     return max(checkpoint_steps(run_dir), default=0)
 
 
-def last_figures(run_dir: Path) -> dict[str, Any]:
-    """The newest line of training in metrics.jsonl; empty without one."""
+def last_figures(run_dir: Path) -> dict[str, float]:
+    """Return the numbers of the newest line of training in metrics.jsonl; empty without one."""
     for line in reversed(tail(run_dir / "metrics.jsonl")):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and record.get("kind") == "train":
-            return record
+        record = record_of(line.encode())
+        if record is not None and record["kind"] == "train":
+            return {name: value for name, value in record.items() if is_number(value)}
     return {}
 
 
@@ -49,16 +49,28 @@ def steps_done(run_dir: Path, since_s: float) -> int:
 
 
 def tail(path: Path, size: int = TAIL_BYTES) -> list[str]:
-    """The last whole lines of a file, of at most so many bytes; none where it cannot be read."""
+    """Return the last whole lines of a file, of at most so many bytes; none where it cannot be
+    read, or is a pipe or a device."""
     try:
-        with open(path, "rb") as file:
+        with open(open_file(path), "rb") as file:
             length = file.seek(0, os.SEEK_END)
             file.seek(max(0, length - size))
-            lines = file.read().split(b"\n")
-    except OSError:
+            lines = file.read(size).split(b"\n")
+    except (OSError, UserError):
         return []
     whole = lines[1:] if length > size else lines
     return [line.decode("utf-8", "replace") for line in whole if line]
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """Return the last `count` lines of a file, 0: all; as tail() does, which reads no more of it
+    than it must."""
+    size = TAIL_BYTES
+    while len(lines := tail(path, size)) < count or not count:
+        if size > path.stat().st_size:
+            break
+        size *= 4
+    return lines[-count:]
 
 
 def added(path: Path, place: int) -> tuple[str, int]:
@@ -66,8 +78,9 @@ def added(path: Path, place: int) -> tuple[str, int]:
     try:
         with open(path, "rb") as file:
             file.seek(place)
-            data = file.read()
+            data = file.read(MOST_AT_ONCE)
     except OSError:
         return "", place
-    whole = data[: data.rfind(b"\n") + 1]
+    # A line that is longer is shown in parts.
+    whole = data if len(data) == MOST_AT_ONCE else data[: data.rfind(b"\n") + 1]
     return whole.decode("utf-8", "replace"), place + len(whole)

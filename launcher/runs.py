@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ from pathlib import Path
 from elemdist.attempts import Attempt, numbers
 from elemdist.commandline import parse
 from elemdist.errors import UserError
+from elemdist.plain_text import printable
 from launcher import slurm
 from launcher.decide import CANCELLED
 from launcher.launch import launch
-from launcher.progress import added, tail
+from launcher.progress import added, last_lines
 from launcher.run_jobs import jobs_of
 from launcher.settings import read
 from launcher.status import is_run, queue_now, run_folders, status_of
@@ -77,8 +79,7 @@ def logs(argv: list[str], description: str | None) -> int:
         has = f"that attempt has {ranks}, the first of rank 0"
         told = has if ranks else f"its attempts are {there}"
         raise UserError(f"{run_dir}: no such log; {told}")
-    lines = tail(path, 1 << 40)
-    print("\n".join(lines[-settings.lines :]))
+    print(shown("\n".join(last_lines(path, settings.lines))))
     if settings.follow:
         follow(run_dir, settings, path)
     return 0
@@ -101,16 +102,22 @@ def follow(run_dir: Path, settings: LogsSettings, path: Path) -> None:
     place, asked_s = path.stat().st_size, 0.0
     while True:
         text, place = added(path, place)
-        print(text, end="", flush=True)
+        print(shown(text), end="", flush=True)
         newer = log_of(run_dir, settings)
         if not text and newer is not None and newer != path:
             path, place = newer, 0
-            print(f"== {path}", flush=True)
+            print(f"== {printable(str(path))}", flush=True)
         elif not text and time.monotonic() > asked_s + QUEUE_S:
             asked_s = time.monotonic()
             if status_of(run_dir, queue_now()).state in ENDED:
                 return
         time.sleep(FOLLOW_S)
+
+
+def shown(text: str) -> str:
+    """Return a log's text as it is printed: on a terminal its control characters are escaped, as
+    they come from whatever a rank has printed, or read."""
+    return printable(text, keep="\n\t") if sys.stdout.isatty() else text
 
 
 def cancel(argv: list[str], description: str | None) -> int:
@@ -129,7 +136,8 @@ def cancel(argv: list[str], description: str | None) -> int:
     for run in alive:
         while (told := status_of(run, queue_now())).state in ALIVE and settings.wait:
             time.sleep(QUEUE_S)
-        print(f"{run}: {told.state} after step {told.step}, checkpoint of step {told.checkpoint}")
+        saved = f"checkpoint of step {told.checkpoint}"
+        print(f"{printable(str(run))}: {told.state} after step {told.step}, {saved}")
     return 0
 
 

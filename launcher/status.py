@@ -6,6 +6,7 @@ forgotten the job.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +16,10 @@ from elemdist.commandline import parse
 from elemdist.config import TrainSettings
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
+from elemdist.plain_text import printable
 from elemdist.stop import read_end
 from elemdist.units import amount, duration
+from elemdist.yaml_text import Scalar, read_yaml
 from launcher import slurm
 from launcher.decide import End
 from launcher.progress import last_figures, newest_step
@@ -119,7 +122,7 @@ def status_of(run_dir: Path, queue: Sequence[slurm.Job] | None) -> Status:
     steps = steps_of(run_dir)
     rate = figures.get("samples_per_s")
     left = None
-    if state == "runs" and rate and figures.get("samples") and step:
+    if state == "runs" and rate and rate > 0 and "samples" in figures and step > 0:
         left = (steps - step) * figures["samples"] / step / rate
     return Status(
         str(run_dir), state, step, steps, figures.get("loss"), figures.get("bytes_per_s"),
@@ -128,29 +131,36 @@ def status_of(run_dir: Path, queue: Sequence[slurm.Job] | None) -> Status:
 
 
 def steps_of(run_dir: Path) -> int:
-    """Steps that a run is to have; 0: not known."""
+    """Return the steps that a run is to have; 0: not known. Reads that one setting, as checking all
+    of them takes a hundred times as long."""
     for name in ("launch/recipe.yaml", "settings.yaml"):
-        if (run_dir / name).is_file():
-            try:
-                return parse(TrainSettings, [str(run_dir / name)], "elemdist status").steps
-            except UserError:
-                continue
+        try:
+            tree = read_yaml(run_dir / name)
+        except UserError:
+            continue
+        if not isinstance(tree, dict):
+            continue
+        steps = tree.get("steps", Scalar(str(TrainSettings.steps)))
+        if isinstance(steps, Scalar) and re.fullmatch("[0-9]{1,18}", steps.text):
+            return int(steps.text)
     return 0
 
 
 def table(found: list[Status]) -> list[str]:
     """For reading: a line for each run, and one below it where there is a reason."""
-    width = max(len(one.run) for one in found)
+    names = [printable(one.run) for one in found]
+    width = max(map(len, names))
     head = f"{'run':{width}}  {'state':8} {'step':>15} {'loss':>8} {'speed':>10} {'saved':>8}"
     lines = [f"{head} {'ETA':>9} {'tries':>5}  job"]
-    for one in found:
+    for name, one in zip(names, found, strict=True):
         loss = "" if one.loss is None else f"{one.loss:.4f}"
         speed = "" if one.bytes_per_s is None else amount(one.bytes_per_s) + "/s"
         left = "" if one.eta_s is None else duration(one.eta_s)
         lines.append(
-            f"{one.run:{width}}  {one.state:8} {f'{one.step}/{one.steps}':>15} {loss:>8}"
-            f" {speed:>10} {one.checkpoint:>8} {left:>9} {one.attempts:>5}  {one.job}".rstrip()
+            f"{name:{width}}  {printable(one.state):8} {f'{one.step}/{one.steps}':>15} {loss:>8}"
+            f" {speed:>10} {one.checkpoint:>8} {left:>9} {one.attempts:>5}"
+            f"  {printable(one.job)}".rstrip()
         )
         if one.reason and one.state != "done":
-            lines.append(f"{'':{width}}  {one.reason}")
+            lines.append(f"{'':{width}}  {printable(one.reason)}")
     return lines

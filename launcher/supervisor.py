@@ -18,6 +18,7 @@ from types import FrameType
 
 from elemdist.attempts import Attempt
 from elemdist.errors import EXIT_LOST, EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from elemdist.plain_text import printable
 from elemdist.stop import read_end
 from launcher import slurm
 from launcher.decide import TIME_LIMIT, End, Next, decide
@@ -43,7 +44,7 @@ SETTLE_S = 20.0  # for SLURM to notice that a node is gone when a rank is
 
 def say(line: str) -> None:
     """A line with the time, for the log of the job."""
-    print(f"elemdist: {time.strftime('%H:%M:%S')} {line}", flush=True)
+    print(f"elemdist: {time.strftime('%H:%M:%S')} {printable(line)}", flush=True)
 
 
 class Supervisor:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from elemdist import commandline
 from elemdist.attempts import Attempt
+from elemdist.config import TrainSettings
 from elemdist.stop import write_end
-from tests.conftest import elemdist, expect_user_error
+from launcher.status import status_of, steps_of, table
+from tests.conftest import ELEMDIST, REPOSITORY, elemdist, expect_user_error
 
 
 @pytest.fixture
@@ -73,6 +81,122 @@ def test_the_log_of_such_a_job_is_followed_until_somebody_says_that_it_has_ended
     write_end(run, "done", 60, attempt=1)
     done = elemdist("logs", run, "--follow", timeout=30)
     assert done.stdout == "step 20/60\n"
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08\u202e\u2028\nnext"
+SHOWN = r"\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08\u202e\u2028\nnext"
+
+
+def test_what_a_run_folder_says_sends_nothing_to_the_terminal(run):
+    name = run.with_name("run " + HOSTILE.replace("/", ""))
+    run.rename(name)
+    Attempt(name, 1).write("begin", {})
+    write_end(name, "failed", 7, f"reason {HOSTILE}", 1, attempt=1)
+    done = elemdist("status", name)
+    assert done.returncode == 0, done.stderr
+    _, line, reason = done.stdout.splitlines()
+    assert line.startswith(f"{name.parent}/run {SHOWN}  failed ")
+    assert reason.strip() == f"reason {SHOWN}"
+    assert json.loads(elemdist("status", name, "--json").stdout)["reason"] == f"reason {HOSTILE}"
+    expect_user_error(elemdist("logs", name), SHOWN)
+
+
+def test_a_log_is_escaped_on_a_terminal_and_as_it_is_elsewhere(run):
+    """A script(1) of our own: the command on a terminal, and what it shows."""
+    text = f"step 1\tloss 2\n{HOSTILE} 日本\n"
+    (Attempt(run, 1).folder / "rank-00000.log").write_text(text, newline="")
+    piped = elemdist("logs", run)
+    assert HOSTILE[:8] in piped.stdout
+    seen = on_a_terminal("logs", run)
+    assert seen.replace("\r\n", "\n") == f"step 1\tloss 2\n{SHOWN[:-6]}\nnext 日本\n"
+
+
+def on_a_terminal(*words: object) -> str:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([ELEMDIST, *map(str, words)], stdout=theirs, cwd=REPOSITORY) as process:
+        os.close(theirs)
+        found = b""
+        with contextlib.suppress(OSError):  # a terminal without its program
+            while data := os.read(ours, 1 << 16):
+                found += data
+    os.close(ours)
+    assert process.returncode == 0
+    return found.decode()
+
+
+def test_the_last_lines_of_a_long_log_are_those(run):
+    lines = [f"{number} {'x' * 100}" for number in range(5000)]
+    (Attempt(run, 1).folder / "rank-00000.log").write_text("\n".join(lines) + "\n")
+    for count in (1, 50, 2000, 0):
+        shown = elemdist("logs", run, "--lines", str(count)).stdout.splitlines()
+        assert shown == lines[-count:]
+
+
+METRICS = [
+    b"", b"\n\n", b"\0" * 70_000, b"[" * 200_000, b'{"kind": "train", "step": 1e999}\n', b"\xff\n",
+    b'{"kind": "train", "step": "x"}\n', b'{"kind": "train"}\n', b'{"kind": "tr',
+    b'{"kind": "event", "step": 99, "time_s": 1}\n', b"x" * 200_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", METRICS, ids=range(len(METRICS)))
+def test_metrics_of_any_kind_end_nothing(run, line):
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(line)
+    found = status_of(run, None)
+    assert (found.step, found.loss) in ((20, 2.5), (0, None))
+    assert found.step == 20 or len(line) > 1 << 16
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", '"x"', "[1]", "{}", "true"])
+def test_what_is_no_number_is_not_shown(run, value):
+    names = ("loss", "bytes_per_s", "samples", "samples_per_s")
+    figures = ", ".join(f'"{name}": {value}' for name in names)
+    (run / "metrics.jsonl").write_text(f'{{"kind": "train", "step": 30, {figures}}}\n')
+    Attempt(run, 1).hold()
+    found = status_of(run, None)
+    assert (found.state, found.step, found.loss, found.bytes_per_s) == ("runs", 30, None, None)
+    assert found.eta_s is None
+    assert "nan" not in "".join(table([found]))
+
+
+# Nine of nine of nine ...: 600 bytes that stand for half a billion values.
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("steps: 60\n", 60),
+        ("{steps: 70, model: {layers: 2}}\n", 70),
+        ("a: &a {steps: 5}\nmodel: *a\n", TrainSettings.steps),
+        ('"steps": "80"\n', 80),
+        ("model: {steps: 5}\n", TrainSettings.steps),
+        ("steps: [1]\n", 0),
+        ("steps: -5\n", 0),
+        ("- steps\n", 0),
+        ("steps: 1: 2\n", 0),
+        (BOMB + "steps: 9\n", 0),
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_how_many_steps_there_are_is_read_and_nothing_else(run, text, steps):
+    (run / "settings.yaml").write_text(text)
+    assert steps_of(run) == steps
+
+
+def test_many_runs_need_no_parser_of_all_settings(run, monkeypatch):
+    built = []
+    monkeypatch.setattr(commandline.Parser, "__init__", lambda *a, **k: built.append(1))
+    text = (REPOSITORY / "configs" / "tiny.yaml").read_text()
+    for number in range(20):
+        other = run.with_name(f"other-{number}")
+        shutil.copytree(run, other)
+        (other / "settings.yaml").write_text(text)
+        assert status_of(other, None).steps > 0
+    assert built == []
 
 
 def test_the_table_has_a_line_for_each_run_and_the_reason_below(run, tmp_path):
