@@ -147,6 +147,8 @@ class InJob(Here):
             "--kill-on-bad-exit=1", "--mpi=none", "--export=ALL", "--cpu-bind=none",
             "--overlap",  # a step that had a node which died holds its CPUs for long
         ]  # fmt: skip
+        if self.own.is_mixed:
+            words.append("--het-group=0")
         if settings.slurm.cpus_per_rank:
             words.append(f"--cpus-per-task={settings.slurm.cpus_per_rank}")
         if settings.asks_for_gpus:

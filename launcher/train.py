@@ -48,7 +48,9 @@ def run(argv: list[str], description: str | None) -> int:
 def belongs_to_others() -> bool:
     """Whether this process is one of several ranks that torchrun, MPI or srun has started. What
     only looks so is taken out of the environment, which is said."""
-    if not starter() and (told := forget_ranks()):
+    in_srun = in_step(without_ranks(os.environ, step=False))
+    first = not in_srun or os.environ.get("SLURM_PROCID") == "0"  # of all tasks that would say so
+    if not starter() and (told := forget_ranks()) and first:
         local.say(
             f"{told} are not taken, as this command starts its ranks itself; ranks that others"
             " start run elemdist/train.py"
