@@ -23,7 +23,7 @@ class Source:
     Attributes:
         path: as the user wrote it, or as it was found; a URL for an object store.
         format: one of settings.Format, never auto.
-        compression: "", or ".gz", ".zst", ".xz", ".bz2".
+        compression: "", or ".gz", ".zst", ".xz", ".bz2", ".lz4".
         size: bytes as stored.
         version: changes when the content is replaced: the time of change in ns, an ETag, a hash.
     """

@@ -26,6 +26,7 @@ TWICE = "inputs that were named before"
 # Parts of files.
 BLANK = "blank lines"
 NOT_MATCHED = "tar members that input.members leaves out"
+NO_TEXT_RECORD = "WARC records that are no plain text"
 DAMAGED = "files that are damaged or cut short"
 LINK_MEMBER = "tar members that are links or devices"
 BAD_NAME = "tar members whose path leads out of the folder"

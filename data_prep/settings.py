@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from elemdist.errors import UserError, nearest
 
 Format = Literal[
-    "auto", "text", "jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "tar", "mds"
+    "auto", "text", "jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "tar", "warc", "mds"
 ]
 Document = Literal["file", "line", "block"]
 Segmenter = Literal["word", "char", "byte", "uax29", "sentence", "subword"]
@@ -29,9 +29,10 @@ class InputSettings:
 
     format: Format = "auto"
     """auto: by the file name (.jsonl .ndjson .json; .txt .text .md .rst; .csv; .tsv; .parquet;
-    .arrow .feather; .tar .tgz), and a folder that Hugging Face datasets saved, or that holds MDS
-    shards, by its content. text, jsonl, csv, tsv and tar also compressed: .gz .zst .xz .bz2. Of a
-    folder, auto takes every file whose name tells, text every file that is not hidden."""
+    .arrow .feather; .tar .tgz; .wet .warc, of which the plain text is read), and a folder that
+    Hugging Face datasets saved, or that holds MDS shards, by its content. All but .parquet and
+    .arrow also compressed: .gz .zst .xz .bz2 .lz4. Of a folder, auto takes every file whose name
+    tells, text every one that is not hidden."""
 
     document: Document = "file"
     """What is one document of a text file: the whole file, each line (without its newline), or

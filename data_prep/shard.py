@@ -104,7 +104,7 @@ def _check_formats(sources: list[Source], settings: ShardSettings) -> None:
         fields = source.format in LABELLED
         if settings.input.labels_field is not None and not fields:
             raise UserError(f"{source.path} is text, without labels: leave labels_field out")
-        named = source.format == "tar" or (
+        named = source.format in ("tar", "warc") or (
             source.format == "text" and settings.input.document == "file"
         )
         if settings.split_by == "id" and settings.split:

@@ -14,7 +14,7 @@ import xxhash
 
 from data_prep.documents import Batch, Part, Source
 from data_prep.losses import NO_FIELD, WRONG_TYPE
-from data_prep.readers import arrow_text, class_names
+from data_prep.readers import arrow_text, class_names, content
 from data_prep.readers.arrow_text import Columns
 from data_prep.readers.files import Stored, StoredFile
 from data_prep.readers.labels import LabelReader
@@ -199,10 +199,17 @@ class ColumnReader:
                 raise UserError(f"cannot read {path}: {error.strerror}") from error
             told = " ".join(str(error).split())
             format = self._part.source.format
-            self._problems.add(path, "", f"is damaged, cut short, or no {format} file: {told}")
+            hint = self._hint() or f"is damaged, cut short, or no {format} file: {told}"
+            self._problems.add(path, "", hint)
         except ColumnsError as error:
             self._problems.add(path, "", str(error), error.reason)
         self._progress(max(0, self._part.weight - self._told))
+
+    def _hint(self) -> str:
+        """What the file is, if its first bytes show that it is of another format."""
+        source = self._part.source
+        with Stored(source) as stored:
+            return content.advice(stored.read(0, content.LOOK_BYTES), source)
 
     def digest(self) -> str:
         """xxh3_128 of the documents' bytes and lengths, once all batches are read."""

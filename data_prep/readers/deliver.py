@@ -12,10 +12,12 @@ from data_prep.documents import Batch, batch_of
 from data_prep.losses import INVALID, TOO_LARGE
 from data_prep.readers import utf8
 from data_prep.readers.task import ReadTask
+from data_prep.readers.unpack import DamagedError
 from data_prep.readers.values import document_too_large
 from data_prep.settings import MIB
 from elemdist.errors import UserError
 
+BATCH_BYTES = 1 << 20  # of small documents that come one by one
 PIECE_BYTES = 1 << 20  # of a document that was spooled
 SPOOL_BYTES = 4 << 20  # of a document in memory; a longer one is spooled to the disk
 
@@ -194,3 +196,34 @@ def _batches(
             begun = True
         before = piece
     yield batch_of([before or b""], begun=begun, replaced=counts["replaced"], **more)
+
+
+def gathered(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Documents that came whole, one a batch, in batches of about BATCH_BYTES."""
+    held: list[Batch] = []
+    size = 0
+    try:
+        for batch in batches:
+            whole = not batch.begun and not batch.open
+            if held and (not whole or size >= BATCH_BYTES):
+                yield _joined(held)
+                held, size = [], 0
+            if whole:
+                held.append(batch)
+                size += len(batch.data)
+            else:
+                yield batch
+    except DamagedError:
+        if held:
+            yield _joined(held)
+        raise
+    if held:
+        yield _joined(held)
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    return batch_of(
+        [batch.data.tobytes() for batch in batches],
+        ids=[document_id for batch in batches for document_id in batch.ids],
+        replaced=sum(batch.replaced for batch in batches),
+    )

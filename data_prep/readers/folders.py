@@ -14,11 +14,12 @@ import xxhash
 
 from data_prep.documents import Source
 from data_prep.losses import BESIDE_SET, OTHER_FORMAT, OTHER_NAME, Losses
+from data_prep.readers.content import zip_advice
 from data_prep.readers.files import asked, remote_version
 from elemdist.errors import UserError
 from elemdist.remote import filesystem, is_url, public
 
-COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
+COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2", ".lz4")
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "jsonl": (".jsonl", ".ndjson", ".json"),
     "text": (".txt", ".text", ".md", ".rst"),
@@ -27,9 +28,10 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet",),
     "arrow": (".arrow", ".feather"),
     "tar": (".tar",),
+    "warc": (".wet", ".warc"),
 }
 SHORT = {".tgz": (".tar", ".gz")}
-COMPRESSIBLE = ("text", "jsonl", "csv", "tsv", "tar")
+COMPRESSIBLE = ("text", "jsonl", "csv", "tsv", "tar", "warc")
 # Files of data sets that hold no documents: ours, and those of Hugging Face datasets.
 SET_FILES = re.compile(
     r"(index|manifest|state|dataset_info|dataset_dict)\.json|(journal|rejects)\.jsonl"
@@ -95,6 +97,8 @@ def source(found: Found, format: str) -> Source:
         raise UserError(f"{public(path)} is a file: name the folder of the MDS set")
     if format == "auto":
         format = told_format(path)
+        if not format and path.lower().endswith(".zip"):
+            raise UserError(f"{public(path)} {zip_advice(path)}")
         if not format:
             raise UserError(
                 f"{public(path)}: the name does not tell what it holds: set --input.format, as in "

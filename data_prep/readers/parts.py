@@ -11,6 +11,7 @@ from data_prep.readers.tables import TableReader
 from data_prep.readers.tars import TarReader
 from data_prep.readers.task import ReadTask
 from data_prep.readers.texts import TextReader
+from data_prep.readers.warc import WarcReader
 from data_prep.settings import ShardSettings
 
 
@@ -60,5 +61,6 @@ def open_part(
         "csv": TableReader,
         "tsv": TableReader,
         "tar": TarReader,
+        "warc": WarcReader,
     }
     return readers[format](task)

@@ -8,6 +8,7 @@ from typing import Any
 from data_prep.documents import Batch, batch_of
 from data_prep.losses import BLANK, INVALID, TOO_LARGE
 from data_prep.readers import jsonl, spans
+from data_prep.readers.content import checked
 from data_prep.readers.files import PartStream
 from data_prep.readers.task import ReadTask
 from data_prep.readers.texts import LinePlace
@@ -37,7 +38,8 @@ class JsonlReader:
             UserError: a file that cannot be read, or changed; a problem, unless they are skipped.
         """
         try:
-            for piece in spans.line_pieces(self._stream.chunks(), self._part.source.live):
+            chunks = checked(self._stream.chunks(), self._part.source, self._part.start)
+            for piece in spans.line_pieces(chunks, self._part.source.live):
                 block = self._held(piece) if isinstance(piece, spans.Long) else piece
                 if block:
                     yield self._batch(block)

@@ -10,6 +10,7 @@ from functools import partial
 from data_prep.documents import Batch, batch_of
 from data_prep.losses import BLANK, INVALID, NO_FIELD, NOT_A_RECORD, TOO_LARGE
 from data_prep.readers import spans
+from data_prep.readers.content import checked
 from data_prep.readers.files import PartStream
 from data_prep.readers.labels import LabelReader
 from data_prep.readers.task import ReadTask
@@ -144,7 +145,8 @@ class TableReader:
         Raises:
             DamagedError: as the chunks, or a header without the columns.
         """
-        lines = _Lines(self._stream.chunks(), self._input.max_record_mb, self._source.live)
+        chunks = checked(self._stream.chunks(), self._source, 0)
+        lines = _Lines(chunks, self._input.max_record_mb, self._source.live)
         # The same limit for all: whatever is above it, `lines` has refused before.
         csv.field_size_limit(max(csv.field_size_limit(), self._input.max_record_mb * MIB))
         delimiter = DELIMITERS[self._source.format]

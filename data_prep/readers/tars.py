@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
-from data_prep.documents import Batch, batch_of
+from data_prep.documents import Batch
 from data_prep.losses import BAD_NAME, LINK_MEMBER, NOT_MATCHED
-from data_prep.readers.deliver import Delivery
+from data_prep.readers.content import checked
+from data_prep.readers.deliver import Delivery, gathered
 from data_prep.readers.files import PartStream
 from data_prep.readers.task import ReadTask
 from data_prep.readers.unpack import DamagedError
 
 READ_BYTES = 1 << 20
-BATCH_BYTES = 1 << 20  # of small members
 HEADER_BYTES = 16 << 20  # of one member: what tarfile holds in memory
 # At a block of zeros, and behind the last block.
 EndError, EmptyError = tarfile.EOFHeaderError, tarfile.EmptyHeaderError  # type: ignore[attr-defined]
@@ -96,9 +96,9 @@ class TarReader:
         Raises:
             UserError: a file that cannot be read, or changed; a problem, unless they are skipped.
         """
-        chunks = self._stream.chunks()
+        chunks = checked(self._stream.chunks(), self._source, 0)
         try:
-            yield from _gathered(self._documents(chunks))
+            yield from gathered(self._documents(chunks))
             for _ in chunks:  # what is packed has to be whole up to its end
                 pass
         except DamagedError as error:
@@ -170,34 +170,3 @@ def _fragments(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]
             yield fragment
     except UNREADABLE as error:
         raise DamagedError(f"is cut short: {error}") from error
-
-
-def _gathered(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Documents that came whole, one a batch, in batches of about BATCH_BYTES."""
-    held: list[Batch] = []
-    size = 0
-    try:
-        for batch in batches:
-            whole = not batch.begun and not batch.open
-            if held and (not whole or size >= BATCH_BYTES):
-                yield _joined(held)
-                held, size = [], 0
-            if whole:
-                held.append(batch)
-                size += len(batch.data)
-            else:
-                yield batch
-    except DamagedError:
-        if held:
-            yield _joined(held)
-        raise
-    if held:
-        yield _joined(held)
-
-
-def _joined(batches: list[Batch]) -> Batch:
-    return batch_of(
-        [batch.data.tobytes() for batch in batches],
-        ids=[document_id for batch in batches for document_id in batch.ids],
-        replaced=sum(batch.replaced for batch in batches),
-    )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from data_prep.documents import Batch, Part
 from data_prep.losses import MARK, RETURNS
 from data_prep.readers import spans
+from data_prep.readers.content import checked
 from data_prep.readers.deliver import Delivery
 from data_prep.readers.files import PartStream, Stored
 from data_prep.readers.task import ReadTask
@@ -26,6 +27,7 @@ class TextReader:
 
     def __init__(self, task: ReadTask) -> None:
         self._source, self._problems = task.part.source, task.problems
+        self._start = task.part.start
         self._document = task.settings.input.document
         self._stream = PartStream(task.part, task.progress)
         self._lines = LinePlace(task.part)
@@ -39,7 +41,7 @@ class TextReader:
         Raises:
             UserError: a file that cannot be read, or changed; a problem, unless they are skipped.
         """
-        chunks = self._noted(self._stream.chunks())
+        chunks = self._noted(checked(self._stream.chunks(), self._source, self._start))
         try:
             if self._document == "file":
                 yield from self._delivery.long(chunks, public(self._source.path))
@@ -71,7 +73,7 @@ class TextReader:
     def _noted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """Note a byte order mark at the start of the file."""
         first = next(chunks, b"")
-        if self._delivery.offset == 0 and first.startswith(BYTE_ORDER_MARK):
+        if self._start == 0 and first.startswith(BYTE_ORDER_MARK):
             self._note(MARK, 1)
         yield from itertools.chain([first] if first else [], chunks)
 
