@@ -19,9 +19,11 @@ from elemdist.atomic import write_atomically
 from elemdist.compare_settings import CompareSettings, NoiseSettings
 from elemdist.compare_stages import Stages
 from elemdist.json_text import json_text
+from elemdist.plain_text import markdown_cell
 from elemdist.robustness import asked
 from elemdist.robustness_settings import RobustnessSettings
 
+NOTHING = "–"  # in the place of a figure that is not defined
 DONE = "noise.json"  # in the folder of the comparison
 
 Points = list[dict[str, Any]]
@@ -82,15 +84,19 @@ def noise_table(points: Points) -> str:
         means = {rate: mean(points, name, kind, rate) for rate in rates}
         calm = means.get(0.0)
         cells = [
-            f"{value:.4f}" + (f" ({value - calm:+.4f})" if calm is not None and rate else "")
+            NOTHING
+            if value is None
+            else f"{value:.4f}" + (f" ({value - calm:+.4f})" if calm is not None and rate else "")
             for rate, value in means.items()
         ]
-        label = f"{name}, {kind}".replace("|", "\\|")
+        label = markdown_cell(f"{name}, {kind}")
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def mean(points: Points, name: str, kind: str, rate: float) -> float:
-    """The mean micro-F1 over seeds."""
+def mean(points: Points, name: str, kind: str, rate: float) -> float | None:
+    """Return the mean micro-F1 over the seeds that have one; None without any."""
     same = {"run": name, "kind": kind, "rate": rate}
-    return float(np.mean([point["micro_f1"] for point in points if same.items() <= point.items()]))
+    found = [point["micro_f1"] for point in points if same.items() <= point.items()]
+    found = [value for value in found if value is not None]
+    return float(np.mean(found)) if found else None

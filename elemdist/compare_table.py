@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from elemdist.atomic import replacing
 from elemdist.curves import run_colour
 from elemdist.errors import UserError
+from elemdist.plain_text import markdown_cell, printable
 from elemdist.resampling import RESAMPLED, defined, interval, resampled
 
 NOTHING = "–"  # in the place of a figure that is not defined
@@ -153,19 +154,20 @@ def table(found: dict[str, Any]) -> str:
     """The results as Markdown; * and + mark a difference to the first model that another choice of
     documents, or of seeds, would not have undone (p below 0.05)."""
     metrics, first = found["metrics"], found["first"]
-    rows = [["model", *metrics, "parameters", "minutes"]]
+    rows = [["model", *map(markdown_cell, metrics), "parameters", "minutes"]]
     rows.append(["---"] * len(rows[0]))
     for name, model in found["models"].items():
         tests = model.get("against_first", {})
         cells = [cell(model["summary"][metric], tests.get(metric, {})) for metric in metrics]
-        rows.append([name, *cells, *cost_of(model["figures"])])
-    lines = ["| " + " | ".join(one.replace("|", "\\|") for one in row) + " |" for row in rows]
+        rows.append([markdown_cell(name), *cells, *cost_of(model["figures"])])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
     seeds = ", ".join(map(str, found["seeds"]))
     unit, amount = next(iter(found["budget"].items()))
     lines += ["", f"Mean and deviation over seeds {seeds}; budget of each: {amount:,.0f} {unit}."]
     if len(found["models"]) > 1:
-        lines.append(f"Against {first}, p < 0.05: * over documents, + over seeds.")
-    lines += [f"Missing: {one}: {reason}" for one, reason in found["failed"].items()]
+        lines.append(f"Against {markdown_cell(first)}, p < 0.05: * over documents, + over seeds.")
+    missing = found["failed"].items()
+    lines += [f"Missing: {markdown_cell(one)}: {markdown_cell(reason)}" for one, reason in missing]
     return "\n".join(lines) + "\n"
 
 
@@ -209,11 +211,10 @@ def figure_of(found: dict[str, Any]) -> Figure:
             ax.plot(values, [place] * len(values), "o", color=run_colour(place), alpha=0.7)
             ax.plot([one["mean"]] * 2, [place - 0.3, place + 0.3], color=run_colour(place))
         ax.set_yticks(range(len(models)))
-        for label, name in zip(ax.set_yticklabels(models), models, strict=True):
+        for label in ax.set_yticklabels([printable(name) for name in models]):
             label.set_parse_math(False)
-            label.set_text(name)
         ax.invert_yaxis()
-        ax.set_xlabel(metric)
+        ax.set_xlabel(printable(metric), parse_math=False)
         ax.grid(alpha=0.3, axis="x")
         ax.spines[["top", "right"]].set_visible(False)
     return figure

@@ -14,6 +14,7 @@ from elemdist.metrics_file import is_number, records_of
 from elemdist.panels import PANELS
 
 FRESH, KEPT = 1 << 15, 4096  # points of a curve as they were logged, and thinned ones
+CLOSED = 1000  # of a file that was read
 EVALUATIONS = 20  # the last ones that are kept whole
 SHOWN = {
     kind: tuple({curve.key: 0 for panel in PANELS for curve in panel.curves if curve.kind == kind})
@@ -76,12 +77,16 @@ class Series:
         self.steps.append(step)
         self.values.append(value)
         if len(self.steps) == FRESH:
-            self.kept = self.points().thinned(KEPT)
-            self.steps, self.values = array("d"), array("d")
+            self.thin(KEPT)
 
     def points(self) -> Points:
         """Return all points so far."""
         return self.kept.joined(self.steps, self.values) if self.steps else self.kept
+
+    def thin(self, most: int) -> None:
+        """Keep at most so many points."""
+        self.kept = self.points().thinned(most)
+        self.steps, self.values = array("d"), array("d")
 
 
 class Metrics:
@@ -132,4 +137,6 @@ def read_metrics(folder: Path) -> Metrics:
     if not kinds & {"train", "eval"}:
         raise UserError(f"{folder / 'metrics.jsonl'}: no training or evaluation line in it yet")
     metrics.evaluations = metrics.last_evaluations()
+    for series in metrics.series.values():
+        series.thin(CLOSED)
     return metrics

@@ -6,13 +6,16 @@ All text that is handed over is escaped here, and nowhere else.
 from __future__ import annotations
 
 import hashlib
+import html
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
-from html import escape
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from elemdist.plain_text import printable
 
 # Black on white in print, the system's light or dark colours on a screen, one column on a phone.
 STYLE = """
@@ -46,9 +49,14 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 Cell = str | float | int | None
 
 
+def escape(words: str) -> str:
+    """Return a text as HTML that shows it, in an element or in an attribute."""
+    return html.escape(printable(words, keep="\n\t"))
+
+
 def text(cell: Cell) -> str:
     """A value as it is shown: numbers short, nothing as a dash."""
-    if cell is None:
+    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
         return "–"
     if isinstance(cell, (bool, str)):
         return str(cell)

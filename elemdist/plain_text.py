@@ -25,4 +25,4 @@ def printable(text: str, keep: str = "") -> str:
 
 def markdown_cell(text: str) -> str:
     """Return a text for a cell of a table in Markdown, shown there as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>|~$&#])", r"\\\1", printable(text))
+    return re.sub(r"[\\`*<>\[\]|~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(text))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def settings_part(path: Path) -> Iterator[str]:
     every = [[key, shown(value)] for key, value in mine.items()]
     yield page.folded("All settings", page.table("All settings", ["setting", "value"], every))
     yield page.paragraph("The same run again, in a new folder:")
-    yield page.code(f"elemdist train {path.name}/settings.yaml --run-dir NEW")
+    yield page.code(f"elemdist train {shlex.quote(f'{path.name}/settings.yaml')} --run-dir NEW")
 
 
 def environment_part(path: Path) -> Iterator[str]:

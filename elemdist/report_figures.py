@@ -91,7 +91,8 @@ def noise(points: list[dict[str, Any]]) -> list[str]:
     curves: dict[tuple[str, str], dict[float, list[float]]] = {}
     for point in points:
         rates = curves.setdefault((point["run"], point["kind"]), {})
-        rates.setdefault(point["rate"], []).append(point["micro_f1"])
+        if point["micro_f1"] is not None:
+            rates.setdefault(point["rate"], []).append(point["micro_f1"])
     figure = Figure(figsize=(5.0, 3.4), layout="constrained")
     axes = figure.subplots()
     every = sorted({point["rate"] for point in points})
@@ -147,7 +148,9 @@ def comparison_part(name: str, found: dict[str, Any]) -> str:
 
 
 def spread(summary: dict[str, Any]) -> str:
-    """Mean and deviation."""
+    """Return mean and deviation; a dash where no seed has the figure."""
+    if summary["mean"] is None:
+        return page.text(None)
     deviation = summary["deviation"]
     return f"{summary['mean']:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
 

@@ -19,6 +19,7 @@ from elemdist.errors import UserError
 from elemdist.json_text import json_text
 from elemdist.multilabel import multilabel_figures
 from elemdist.noise import noisy
+from elemdist.plain_text import markdown_cell
 from elemdist.plot import check_out
 from elemdist.robustness_settings import RobustnessSettings
 from elemdist.text_input import Document, documents
@@ -171,7 +172,7 @@ def table(settings: RobustnessSettings, points: Points) -> str:
         for kind in settings.kinds:
             found = curve(points, name, kind, "micro_f1")
             cells = [f"{found[rate]:.4f}" if rate in found else "" for rate in rates]
-            lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
+            lines.append(f"| {markdown_cell(name)} | {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -83,7 +83,7 @@ def test_a_run_is_told_wholly(tmp_path):
     assert "script" not in found.tags
     for words in (
         "my run", "model.layers", "7", "3.11", "<2>", "reason <1>", "0.9990", "1,000", "8:20",
-        "elemdist train my run/settings.yaml --run-dir NEW", "loss (nats)", "F1 at evaluation",
+        "elemdist train 'my run/settings.yaml' --run-dir NEW", "loss (nats)", "F1 at evaluation",
     ):  # fmt: skip
         assert found.has(words), words
     # What is the default stands once, among all settings, the other also above them.
