@@ -12,12 +12,11 @@ compiles, not at the files of what that function calls.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy import uint8
 
 from data_prep.classes import REPEAT, WHITE, WORD
-from elemdist.compiled import compiled
+from elemdist.compiled import compiled, inlined
 from elemdist.rows import DOC, PAD, SEP
 
 SPACE = ord(" ")
@@ -30,10 +29,6 @@ STATE_SIZE = 6
 # Places in the packer's counts.
 SEPARATORS, SPLIT, TRUNCATED, DROPPED_BYTES, PADDING_ROWS = range(5)
 COUNTS_SIZE = 5
-
-
-# A call that is not inlined counts references to every array it passes, 5 ns for each of them.
-inlined = numba.njit(inline="always")
 
 
 @inlined

@@ -18,7 +18,7 @@ import numpy as np
 from elemdist.errors import UserError
 from elemdist.remote import public
 from elemdist.run_settings import DataSettings, Source
-from elemdist.shards import OPEN_MAPS, ShardSet
+from elemdist.shards import ShardSet
 from elemdist.shuffle import sample_ids, stream
 from elemdist.units import counted
 
@@ -160,10 +160,9 @@ class Mixture:
     def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """The samples with these numbers, in this order.
 
-        A shard that is removed while it is mapped stays readable on a local file system. One that
-        is cut short in place while it is mapped cannot be caught: what is behind its new end ends
-        the process by SIGBUS, and the rest of the last page reads as zeros. The same goes for a
-        network file system that loses the file.
+        A shard that is removed while it is mapped stays readable on a local file system. In one
+        that is cut short in place the rest of the page with its new end reads as zeros; what lies
+        after that page is an error.
 
         Args:
             ids: (B,) int64, each from 0 to samples - 1, in any order, repeats allowed.
@@ -178,8 +177,6 @@ class Mixture:
         parts = []
         for shards, here, numbers in self._by_set(ids):
             parts.append((here, *shards.gather(numbers)))
-            for other in self.sets:  # no more maps than of a single set: each holds a descriptor
-                other.close_maps(max(1, OPEN_MAPS // len(self.sets)))
         if len(parts) == 1:
             return parts[0][1], parts[0][2] if self.labels is not None else None
         rows_BNV = np.empty((len(ids), self.n, self.v), np.uint8)

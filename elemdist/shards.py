@@ -9,7 +9,6 @@ hashes. Compressed shards, and shards of a store, are unpacked or fetched into a
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,14 @@ import numpy as np
 from elemdist import shard_cache
 from elemdist.errors import UserError
 from elemdist.file_info import FileInfo
+from elemdist.os_errors import reason_of
 from elemdist.remote import public
 from elemdist.shard_cache import Ahead, LocalFolder, check_size, is_whole, open_folder
 from elemdist.shard_index import Shard, check_header, columns_of, read_manifest, read_set
+from elemdist.shard_maps import Views, map_file, refuse_cut
 
 __all__ = ["Shard", "ShardSet", "read_manifest"]
 
-OPEN_MAPS = 512  # each holds a file descriptor, of which a process has 1,024 by default
 AT_ONCE = 256  # samples, so that a batch needs no more maps than that
 
 
@@ -77,7 +77,7 @@ class ShardSet:
                 f"{promised:,} samples: copy the set again, or run an append again that was killed"
             )
         self._all_here = not any(self._in_cache(shard) for shard in self._shards)
-        self._views: OrderedDict[int, memoryview] = OrderedDict()
+        self._views = Views()
         self._ahead = Ahead(self._make_local)
 
     def __len__(self) -> int:
@@ -85,10 +85,10 @@ class ShardSet:
 
     def __getstate__(self) -> dict[str, Any]:
         """For worker processes, which map the shards themselves."""
-        return self.__dict__ | {"_views": OrderedDict(), "_ahead": None}
+        return self.__dict__ | {"_views": None, "_ahead": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _ahead=Ahead(self._make_local))
+        self.__dict__.update(state, _views=Views(), _ahead=Ahead(self._make_local))
 
     def label_shares(self) -> list[float]:
         """For each label the share of the documents that have it, from 0 to 1."""
@@ -138,30 +138,27 @@ class ShardSet:
 
     def _view(self, number: int) -> memoryview:
         """The samples of one shard, back to back, mapped: bytes, read only."""
-        if number in self._views:
-            self._views.move_to_end(number)
-            return self._views[number]
+        views = self._views
+        try:
+            views.move_to_end(number)
+            return views[number]
+        except KeyError:
+            pass
         self._make_local(number)
         shard = self._shards[number]
         size = shard.samples * self._sample_bytes
         begin = shard.raw.size - size
         try:
             check_header(shard, begin, self._sample_bytes)
-            found = np.memmap(shard.path, np.uint8, "r", begin, (size,)).data
-        except (OSError, ValueError) as error:  # ValueError: a map beyond the end of the file
+            view = map_file(shard.path, begin, size, checked=True).data
+        except (FileNotFoundError, ValueError) as error:  # ValueError: it ends too early
             raise UserError(
                 f"{public(self.path)}: a shard cannot be read any more ({error}); copy it again"
             ) from error
-        self._views[number] = found
-        self.close_maps(OPEN_MAPS)
-        return found
-
-    def close_maps(self, keep: int) -> int:
-        """Closes the maps of the shards that were not used for longest, but for so many; how many
-        are left. One that is needed again is opened again."""
-        while len(self._views) > keep:
-            self._views.popitem(last=False)
-        return len(self._views)
+        except OSError as error:
+            raise UserError(f"cannot read {shard.path}: {reason_of(error)}") from error
+        views.open(number, view)
+        return view
 
     def _numbers(self, ids: np.ndarray) -> np.ndarray:
         """The shards of these samples, int64."""
@@ -214,14 +211,25 @@ class ShardSet:
         numbers, size = shard_of.tolist(), self._sample_bytes
         views = {number: self._view(number) for number in set(numbers)}
         if len(views) == 1:  # half the work of what follows
-            return np.frombuffer(views[numbers[0]], np.uint8).reshape(-1, size)[places]
+            found = np.frombuffer(views[numbers[0]], np.uint8).reshape(-1, size)[places]
+            self._refuse_cut(views)
+            return found
         # One copy by join() takes half the time of a numpy gather for each shard.
         firsts = (places * size).tolist()
         pieces = [
             views[number][first : first + size]
             for number, first in zip(numbers, firsts, strict=True)
         ]
-        return np.frombuffer(bytearray().join(pieces), np.uint8).reshape(-1, size)
+        found = np.frombuffer(bytearray().join(pieces), np.uint8).reshape(-1, size)
+        self._refuse_cut(views)
+        return found
+
+    def _refuse_cut(self, views: dict[int, memoryview]) -> None:
+        try:
+            refuse_cut(views.values())
+        except UserError:
+            self._views.clear()  # a set that was mended is read again
+            raise
 
     def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """The samples with these numbers, in this order.

@@ -23,7 +23,7 @@ import elemdist.step
 import elemdist.train
 from elemdist import checkpoint_writer, watchdog
 from elemdist.attempts import VARIABLE, Attempt
-from elemdist.shards import ShardSet
+from elemdist.shard_maps import close_all
 
 
 def before_step(call: int, action: Callable[[], None]) -> None:
@@ -108,26 +108,11 @@ def lose_shards(rank: int, victim: int, call: int, folder: str) -> None:
 
     def lose() -> None:
         shutil.move(folder, folder + ".lost")
-        for one in SETS:
-            one._views.clear()  # as if they had never been mapped
+        close_all()  # as if they had never been mapped
 
     elemdist.train.training_steps = one_by_one  # type: ignore[assignment]
     if rank == victim:
-        remember_sets()
         before_step(call, lose)
-
-
-SETS: list[ShardSet] = []
-
-
-def remember_sets() -> None:
-    make = ShardSet.__init__
-
-    def remembered(self: ShardSet, *words: Any, **options: Any) -> None:
-        make(self, *words, **options)
-        SETS.append(self)
-
-    ShardSet.__init__ = remembered  # type: ignore[method-assign]
 
 
 def full_disk(rank: int, victim: int, calls: list[int]) -> None:

@@ -9,6 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from elemdist import shard_maps
 from elemdist.batch_plan import plan_batch
 from elemdist.config import TrainSettings
 from elemdist.data import Order, training_steps
@@ -94,13 +95,13 @@ def test_a_shard_that_is_lost_during_training_is_named(tmp_path, sets, harm):
 
 
 def test_no_more_shards_are_mapped_than_of_a_single_set(sets, monkeypatch):
-    monkeypatch.setattr("elemdist.mixture.OPEN_MAPS", 5)
+    monkeypatch.setattr(shard_maps, "_most", 5)
     mixture = weighted(sets)
     rows = np.concatenate([sets[name][1] for name in SIZES])
     ids = np.random.default_rng(2).integers(0, mixture.samples, (9, 20))
     for some in ids:
         assert (mixture.gather(some)[0] == rows[some]).all()
-        assert 0 < sum(len(one._views) for one in mixture.sets) <= 5
+        assert 0 < sum(map(len, shard_maps.open_maps())) <= 5
 
 
 def test_the_ranks_share_the_verification_of_all_sets(tmp_path, sets, monkeypatch):

@@ -22,10 +22,12 @@ from data_prep.mds import columns_of
 from elemdist.compression import decompress
 from elemdist.errors import UserError
 from elemdist.file_info import FileInfo
+from elemdist.os_errors import reason_of
 from elemdist.shard_cache import Folder, LocalFolder, check_size, open_folder, read_existing
 from elemdist.shard_index import FORMAT, FORMAT_VERSION, missing_index, read_json
+from elemdist.shard_maps import map_file
 
-OPEN_MAPS = 256  # mapped shards that stay open; each holds a file descriptor
+OPEN_MAPS = 256  # mapped shards that stay open
 OPEN_COPIES = 2  # shards that are held in memory
 
 Columns = tuple[tuple[str, str, int | None], ...]
@@ -198,9 +200,11 @@ class MdsFolder:
             if not info.size:
                 return np.zeros(0, np.uint8)  # nothing to map
             try:
-                return np.memmap(path, np.uint8, "r").view(np.ndarray)
+                return map_file(path, 0, info.size)
             except OSError as error:
-                raise UserError(f"cannot read {path}: {error.strerror}") from error
+                raise UserError(f"cannot read {path}: {reason_of(error)}") from error
+            except ValueError as error:
+                raise UserError(f"{path} was cut short, {error}: copy it again") from error
         data = read_existing(self._folder, info.name, 0, info.size + 1)
         if len(data) != info.size:
             raise UserError(

@@ -10,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import uint8
 
-from data_prep.kernels import inlined
-from elemdist.compiled import compiled
+from elemdist.compiled import compiled, inlined
 from elemdist.rows import DOC, MASK, PAD, SEP
 
 # What can be wrong with a sample, as bits of its flags.
