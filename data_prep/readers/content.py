@@ -121,7 +121,7 @@ def _json_advice(head: bytes, path: str, packed: str) -> str:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"["):
         what, code = "an array", "[print(json.dumps(r)) for r in json.load(sys.stdin)]"
-    elif text.split(b"\n")[0].strip() == b"{":
+    elif b"\n" in text and text.split(b"\n")[0].strip() == b"{":
         what, code = "an object over several lines", "print(json.dumps(json.load(sys.stdin)))"
     else:
         return ""
