@@ -34,7 +34,13 @@ from elemdist.checkpoint_files import (
     read_manifest,
     step_folders,
 )
-from elemdist.checkpoint_parts import UNREADABLE, WEIGHTS, check_shapes, unusable
+from elemdist.checkpoint_parts import (
+    UNREADABLE,
+    WEIGHTS,
+    check_finite,
+    check_shapes,
+    unusable,
+)
 from elemdist.commandline import build
 from elemdist.config import TrainSettings
 from elemdist.engine import on_first
@@ -86,10 +92,12 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """Name -> tensor of the whole model, in the precision it was trained in, on the CPU.
-        Raises UserError."""
+        Raises UserError where the file cannot be read, or a weight is no finite number."""
         path = self.path / WEIGHTS
         try:
-            return load_file(path)
+            weights = load_file(path)
+            check_finite(weights)
+            return weights
         except UNREADABLE as error:
             raise unusable(path, error) from None
 

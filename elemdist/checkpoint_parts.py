@@ -159,6 +159,16 @@ def check_shapes(theirs: dict[str, Shape], ours: dict[str, Shape]) -> None:
             )
 
 
+def check_finite(weights: dict[str, Tensor]) -> None:
+    """Raise ValueError, naming the first tensor, where a weight is NaN or infinite."""
+    for name, weight in weights.items():
+        if weight.is_floating_point() and weight.numel():
+            # One pass without a copy, and NaN comes through both.
+            least, most = weight.aminmax()
+            if not (least.isfinite() and most.isfinite()):
+                raise ValueError(f"its {name} holds NaN or infinite numbers")
+
+
 def check_whole(index: Index, kind: str, parameter: str, numel: int) -> None:
     """Puts the parts of a parameter in order. Raises ValueError where elements are missing."""
     parts = sorted(index.get((kind, parameter), []), key=lambda part: part.first)

@@ -22,7 +22,9 @@ from elemdist.compare_settings import CompareSettings, Entry
 from elemdist.config import TrainSettings
 from elemdist.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 from elemdist.json_text import json_text
+from elemdist.mixture import check_filled
 from elemdist.rank_variables import without_ranks
+from elemdist.shards import ShardSet
 from elemdist.stop import die_with_parent, read_end
 
 TRIAL_STEPS = 40  # of which the first half only warms up
@@ -90,13 +92,18 @@ class Stages:
     # Shards
 
     def shards(self, entry: Entry) -> Path:
-        """The folder of an entry's shards, made where they are not there: train, val and test."""
+        """Return the folder of an entry's shards, made where they are not there: train, val and
+        test. Raises StageError; UserError where one of them is empty."""
         folder = self.out / "shards" / entry.name
         base = [*as_words(self.shard_settings(entry)), "--quiet"]
         self.shard(folder, [*base, *self.split_words()], [self.settings.text], "train")
         if self.settings.test is not None:
             labels = ["--labels-from", str(folder / "train")] if self.labelled else []
             self.shard(folder / "test", [*base, *labels], [self.settings.test])
+        for part in ("train", "val", "test"):
+            if (folder / part / "index.json").exists():
+                setting = "test" if part == "test" and self.settings.test is not None else "split"
+                check_filled(setting, ShardSet(str(folder / part)))
         return folder
 
     def plain_shards(self) -> Path:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from elemdist.config import TrainSettings
 from elemdist.data import Batch, evaluation_batches
+from elemdist.errors import UserError
 from elemdist.geometry import label_columns
 from elemdist.inputs import open_reading
 from elemdist.model_config import ModelConfig
@@ -44,6 +45,19 @@ def gather_ranks(part: Any) -> list[Any]:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, part)
     return parts
+
+
+class NotFiniteError(UserError):
+    """A model's outputs are NaN or infinite; raised on all ranks alike."""
+
+
+def check_finite(outputs: np.ndarray) -> None:
+    """Raise NotFiniteError where an output is NaN or infinite."""
+    if not np.isfinite(outputs).all():
+        raise NotFiniteError(
+            "the model's outputs are NaN or infinite: they overflow, or the training has diverged;"
+            " take an earlier checkpoint, or train with a lower optim.lr"
+        )
 
 
 Forward = Callable[..., Any]
@@ -94,14 +108,20 @@ def prediction_sums(predicted: Iterable[Predicted]) -> np.ndarray:
 
 
 def prediction_figures(sums: np.ndarray) -> dict[str, Any]:
-    """Bits per byte over the predicted materials, and the share of them that is right to the
-    letter (each byte the likeliest given those before it, where they are predicted in turn)."""
+    """Return bits per byte over the predicted materials, and the share of them that is right to
+    the letter (each byte the likeliest given those before it, where they are predicted in turn);
+    None for a figure over no bytes or no materials.
+
+    Raises:
+        NotFiniteError: the nats are no finite number.
+    """
+    check_finite(sums)
     nats, correct, materials, text_bytes = sums.tolist()
-    loss = nats / max(1.0, text_bytes)
+    loss = nats / text_bytes if text_bytes else None
     return {
         "loss": loss,
-        "bits_per_byte": loss / NATS_PER_BIT,
-        "material_accuracy": correct / max(1.0, materials),
+        "bits_per_byte": None if loss is None else loss / NATS_PER_BIT,
+        "material_accuracy": correct / materials if materials else None,
         "materials": int(materials),
         "bytes": int(text_bytes),
     }
@@ -139,7 +159,11 @@ def document_scores(
     share: Share | None = None,
 ) -> Scored:
     """Of all documents, in the order of the shards, on every rank; `columns_L` says where the
-    shards' labels stand among the model's."""
+    shards' labels stand among the model's.
+
+    Raises:
+        NotFiniteError: a score is no finite number.
+    """
     doc = config.symbols.doc if config.symbols else DOC
     ids, starts, logits, truth = [], [], [], []
     for batch, counted in batches:
@@ -158,9 +182,11 @@ def document_scores(
     joined = [np.concatenate([x for part in parts for x in part[k]]) for k in range(4)]
     order = np.argsort(joined[0], kind="stable")
     starts_B, logits_BL, truth_BL = (x[order] for x in joined[1:])
+    check_finite(logits_BL)
     starts_B[0] = True
     loss = label_nats(torch.from_numpy(logits_BL), torch.from_numpy(truth_BL)).mean()
-    score_BL = 1 / (1 + np.exp(-by_document(starts_B, logits_BL)))
+    with np.errstate(over="ignore"):  # exp of a large number is infinity, and 1 over that 0
+        score_BL = 1 / (1 + np.exp(-by_document(starts_B, logits_BL)))
     return Scored(float(loss), score_BL, truth_BL[starts_B] > 0.5)
 
 
@@ -190,6 +216,9 @@ def evaluate(
 
     `rank` of `world_size` says which of the batches are this rank's. Where ranks share sequences
     it is the number of the group, and how many groups there are.
+
+    Raises:
+        NotFiniteError: the model's outputs are no finite numbers.
     """
     reading = open_reading(config)
     batches = evaluation_batches(shards, micro_samples, rank, world_size, samples, reading)

@@ -32,6 +32,7 @@ from elemdist.geometry import check_geometry, label_columns
 from elemdist.inputs import open_reading
 from elemdist.json_text import json_text
 from elemdist.metrics import eval_line
+from elemdist.mixture import check_filled
 from elemdist.multilabel import by_frequency, calibration, label_counts, multilabel_figures
 from elemdist.remote import public
 from elemdist.resampling import intervals
@@ -47,9 +48,11 @@ class Judge(Trained):
         super().__init__(settings.run, settings.tokenizer, settings.device)
         self.asked = settings
 
-    def open(self, path: str) -> ShardSet:
-        """A set that the model can read, its hashes compared. Raises UserError."""
+    def open(self, setting: str, path: str) -> ShardSet:
+        """Open a set that `setting` names, and compare its hashes. Raises UserError where the
+        model cannot read it, or it is empty."""
         shards = ShardSet(path)
+        check_filled(setting, shards)
         shards.verify()
         check_geometry(self.config, shards)
         return shards
@@ -76,6 +79,11 @@ class Judge(Trained):
             told = predictions(self.model, batches, self.device, self.config, rate)
             sums[name] = prediction_sums(counted(told, position, length))
         found = prediction_figures(np.sum(list(sums.values()), axis=0))
+        if not found["bytes"]:
+            raise UserError(
+                f"data: nothing in {', '.join(sources)} is predicted, so there are no figures: its"
+                " samples are too few, or too short; name a larger set"
+            )
         parts = {"by_position": position.figures(), "by_material_bytes": length.figures()}
         if len(sources) > 1:
             each = {name: figures_of(x[0], x[3], x[2]) for name, x in sums.items()}
@@ -97,8 +105,10 @@ def run(settings: EvalSettings) -> int:
         for name in ("tune_on", "train_data", "scores"):
             if getattr(settings, name):
                 raise UserError(f"{name}: {settings.run} is no classifier")
-        places = [settings.data, *settings.more_data]
-        figures = judge.prediction_figures({public(path): judge.open(path) for path in places})
+        places = [("data", settings.data), *(("more_data", path) for path in settings.more_data)]
+        figures = judge.prediction_figures(
+            {public(path): judge.open(setting, path) for setting, path in places}
+        )
     facts = {
         "checkpoint": str(judge.checkpoint.path),
         "step": judge.checkpoint.step,
@@ -118,7 +128,7 @@ def classification(judge: Judge) -> dict[str, Any]:
     """All figures of a classifier. Raises UserError."""
     settings, labels = judge.asked, judge.config.labels or []
     assert settings.data is not None
-    scored = judge.scores(judge.open(settings.data), settings.samples)
+    scored = judge.scores(judge.open("data", settings.data), settings.samples)
     score_BL, truth_BL = scored.score_BL, scored.truth_BL
     threshold = chosen_threshold(judge)
     each = label_counts(score_BL, truth_BL, threshold)
@@ -156,7 +166,7 @@ def chosen_threshold(judge: Judge) -> float | np.ndarray:
         stated = settings.threshold
         return judge.settings.classify.threshold if stated is None else stated
     assert settings.tune_on is not None
-    held_out = judge.scores(judge.open(settings.tune_on))
+    held_out = judge.scores(judge.open("tune_on", settings.tune_on))
     choose = thresholds.per_label if settings.thresholds == "per_label" else thresholds.best
     return choose(held_out.score_BL, held_out.truth_BL)
 
@@ -170,7 +180,9 @@ def training_documents(judge: Judge) -> np.ndarray | None:
     if path is None:
         return None
     try:
-        counts = ShardSet(path).manifest["label_counts"] or {}
+        shards = ShardSet(path)
+        check_filled("train_data", shards)
+        counts = shards.manifest["label_counts"] or {}
     except UserError as error:
         if named:
             raise

@@ -136,6 +136,8 @@ def progress_line(step: int, steps: int, figures: dict[str, Any], left_s: float)
         ("data_wait_share", "wait {:.1%}"),
     ]
     shown = [form.format(known[name]) for name, form in parts if name in known]
+    if known.get("empty_steps"):
+        shown.insert(0, f"{known['empty_steps']} steps with nothing to predict")
     for name, form in (("bytes_per_s", "{}/s"), ("peak_memory_bytes", "mem {}")):
         if name in known:
             shown.append(form.format(amount(known[name])))
@@ -146,4 +148,5 @@ def eval_line(step: int | None, figures: dict[str, Any]) -> str:
     """One line for the terminal: the figures of an evaluation."""
     names = ["loss", "bits_per_byte", "material_accuracy", "micro_f1", "macro_f1", "micro_roc_auc"]
     shown = [f"{name} {figures[name]:.4f}" for name in names if figures.get(name) is not None]
+    shown = shown or ["no figures: nothing in the set is predicted"]
     return "  ".join(["eval" if step is None else f"eval at step {step}", *shown])

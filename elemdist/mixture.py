@@ -220,6 +220,16 @@ class Mixture:
         )
 
 
+def check_filled(setting: str, shards: ShardSet) -> None:
+    """Raise UserError where a set holds no sample or no text; `setting` names it."""
+    if not shards.samples or not shards.text_bytes:
+        what = "documents without text only" if shards.samples else "no documents"
+        raise UserError(
+            f"{setting}: {public(shards.path)} is empty, it holds {what}; name another set, or"
+            " split the text with a larger share for it"
+        )
+
+
 def as_mixture(shards: ShardSet | Mixture) -> Mixture:
     """A single set as a mixture of one."""
     return shards if isinstance(shards, Mixture) else Mixture([shards], ["train"], [shards.samples])
@@ -232,9 +242,12 @@ def open_mixture(data: DataSettings, cache: str | None = None) -> Mixture:
         data: checked by :meth:`DataSettings.check`. cache: as of ShardSet.
 
     Raises:
-        UserError: a path is no shard set, or a set is not whole; the sets do not go together.
+        UserError: a path is no shard set, or a set is empty or not whole; the sets do not go
+            together.
     """
     sources = data.sources()
     names = names_of(sources)
     sets = [ShardSet(source.path, cache) for source in sources]
+    for one in sets:
+        check_filled("data.mixture" if data.mixture else "data.train", one)
     return Mixture(sets, names, quotas([one.samples for one in sets], sources))

@@ -9,7 +9,7 @@ import numpy as np
 
 from elemdist.config import learning_rate
 from elemdist.data import Order
-from elemdist.evaluate import evaluate
+from elemdist.evaluate import NotFiniteError, evaluate
 from elemdist.metric_writers import tell
 from elemdist.metrics import eval_line, peak_memory_bytes, progress_line, step_figures
 from elemdist.shuffle import digest
@@ -51,20 +51,24 @@ def evaluate_now(session: Session) -> None:
         return session.engine(*inputs)
 
     session.engine.eval()
-    figures = evaluate(
-        forward,
-        data.config,
-        data.held_out,
-        settings,
-        session.ranks.device,
-        session.plan.micro_samples,
-        settings.data.eval_samples,
-        session.group,
-        session.plan.groups,
-        session.share,
-    )
+    try:
+        figures = evaluate(
+            forward,
+            data.config,
+            data.held_out,
+            settings,
+            session.ranks.device,
+            session.plan.micro_samples,
+            settings.data.eval_samples,
+            session.group,
+            session.plan.groups,
+            session.share,
+        )
+        session.say(eval_line(step, figures))
+    except NotFiniteError as error:  # the guard decides what becomes of the run
+        figures = {"loss": None}
+        session.tell("evaluation failed", f"eval at step {step}  no figures: {error}")
     session.engine.train()
-    session.say(eval_line(step, figures))
     if session.ranks.first:
         shown = {name: figure for name, figure in figures.items() if name != "labels"}
         session.reporter.write("eval", step, shown)

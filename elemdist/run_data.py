@@ -9,7 +9,7 @@ from elemdist.batch_plan import BatchPlan
 from elemdist.config import TrainSettings
 from elemdist.engine import Ranks, on_every
 from elemdist.geometry import check_geometry, config_for, label_columns
-from elemdist.mixture import Mixture, open_mixture
+from elemdist.mixture import Mixture, check_filled, open_mixture
 from elemdist.model_config import ModelConfig
 from elemdist.sequence_parallel import check_split
 from elemdist.shards import ShardSet
@@ -43,6 +43,7 @@ def open_data(settings: TrainSettings, ranks: Ranks) -> Data:
         config = config_for(settings, train)
         check_split(config.model.heads, settings.sequence_parallel)
         if held_out is not None:
+            check_filled("data.eval", held_out)
             check_geometry(config, held_out)
             if config.labels is not None:
                 label_columns(config.labels, held_out)

@@ -37,7 +37,7 @@ class Tally:
     def reset(self) -> None:
         """Begins an interval."""
         self.start = time.perf_counter()
-        self.steps = self.bad_steps = 0
+        self.steps = self.bad_steps = self.empty_steps = 0
         self.bytes = self.rows = self.samples = self.flops = 0.0
         # The loss, and for each source its nats and what they are divided by.
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -64,11 +64,13 @@ class Tally:
         flops = step_flops(self.config, batch.segments.lengths, predicted_rows, used_slots)
         self.flops += once(flops, self.share)
 
-    def end_step(self, bad: bool) -> None:
-        """A step is over. Of a bad one, which changed nothing, the loss does not count."""
+    def end_step(self, bad: bool, empty: bool = False) -> None:
+        """End a step. The loss does not count of a bad one, which changed nothing, nor of an
+        `empty` one, whose batch has nothing to predict."""
         self.steps += 1
         self.bad_steps += bad
-        if not bad:
+        self.empty_steps += empty and not bad
+        if not bad and not empty:
             self.loss += self.step_loss
             self.source_K2 += self.step_source_K2
         self.begin_step()
@@ -87,7 +89,7 @@ class Tally:
         ])  # fmt: skip
         dist.all_reduce(sums)
         text_bytes, rows, samples, flops, digest, loss, *by_source = sums.tolist()
-        good = self.steps - self.bad_steps
+        good = self.steps - self.bad_steps - self.empty_steps
         mean = loss / good if good else None
         predicts = self.config.objective != "classify"
         found: dict[str, Any] = {"loss": mean}
@@ -104,6 +106,8 @@ class Tally:
             "samples_digest": int(digest),
             "bad_steps": self.bad_steps,
         }
+        if self.empty_steps:
+            found["empty_steps"] = self.empty_steps
         if peak_tflops:
             found["mfu"] = flops / seconds / (peak_tflops * 1e12 * dist.get_world_size())
         return found

@@ -66,9 +66,11 @@ from elemdist.watchdog import Watchdog
 @dataclass(frozen=True)
 class Agreed:
     """Sums over all ranks. `whole` is what the loss of the global batch is divided by: bytes of
-    text to predict, or samples; the others tell whether any rank says so."""
+    text to predict, or samples; `empty` says that there are none. The others tell whether any rank
+    says so."""
 
     whole: float
+    empty: bool
     stop: bool
     failed: bool
     save: bool
@@ -115,7 +117,7 @@ class Run:
         whole, *told = sums.tolist()
         if self.config.objective == "classify":
             whole = session.plan.global_samples
-        return Agreed(max(1.0, whole), *(count > 0 for count in told))
+        return Agreed(max(1.0, whole), not whole, *(count > 0 for count in told))
 
     def steps(self) -> Iterator[Agreed]:
         """Trains, and hands over after each step, until the last one or a rollback.
@@ -147,7 +149,7 @@ class Run:
                 rate = learning_rate(settings.optim, settings.steps, position.step)
                 self.norm, verdict = train_step(session.engine, passes, agreed.whole, rate, session)
                 session.trace.step()
-                session.tally.end_step(verdict.action != "go on")
+                session.tally.end_step(verdict.action != "go on", agreed.empty)
                 if verdict.message:
                     session.tell("bad step", f"step {position.step + 1}: {verdict.message}")
                 if verdict.action == "stop":

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from elemdist.evaluate import check_finite
 from elemdist.heads import generate
 from elemdist.inputs import open_tokenizer
 from elemdist.model_config import ModelConfig
@@ -23,7 +24,8 @@ SECOND = {0xE0: (0xA0, 0xBF), 0xED: (0x80, 0x9F), 0xF0: (0x90, 0xBF), 0xF4: (0x8
 
 
 class Choice:
-    """Chooses among the values that are allowed, by their logits."""
+    """Chooses among the values that are allowed, by their logits. Raises NotFiniteError where one
+    is NaN or infinite."""
 
     def __init__(self, settings: SampleSettings) -> None:
         self.temperature = settings.temperature
@@ -32,7 +34,9 @@ class Choice:
         self.generator = torch.Generator().manual_seed(settings.seed % (1 << 63))
 
     def __call__(self, logits_E: Tensor, allowed_E: Tensor) -> int:
-        logits_E = logits_E.float().cpu().masked_fill(~allowed_E, -torch.inf)
+        logits_E = logits_E.float().cpu()
+        check_finite(logits_E.numpy())
+        logits_E = logits_E.masked_fill(~allowed_E, -torch.inf)
         if self.temperature == 0:
             return int(logits_E.argmax())
         share_E, value_E = (logits_E / self.temperature).softmax(0).sort(descending=True)

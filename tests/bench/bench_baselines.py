@@ -26,6 +26,7 @@ from elemdist import checkpoint, evaluate, evaluation
 from elemdist.data import evaluation_batches
 from elemdist.errors import UserError
 from elemdist.eval_settings import EvalSettings
+from elemdist.mixture import check_filled
 from elemdist.objectives import NATS_PER_BIT, mask_materials
 from elemdist.run_settings import MlmSettings
 from elemdist.shards import ShardSet
@@ -64,7 +65,8 @@ def count(shards: ShardSet) -> Predictors:
 def measure(
     predictors: Predictors, shards: ShardSet, mask_rate: float, samples: int
 ) -> dict[str, Figures]:
-    """What counting pays for the materials that an evaluation of `shards` hides."""
+    """Return what counting pays for the materials that an evaluation of `shards` hides. Raises
+    UserError where it hides none."""
     nats = dict.fromkeys(SEES, 0.0)
     materials = text_bytes = 0
     for batch, _ in evaluation_batches(shards, SAMPLES_AT_ONCE, 0, 1, samples):
@@ -75,10 +77,10 @@ def measure(
         nats = {name: nats[name] + paid[name] for name in nats}
         materials += len(targets.select_M)
         text_bytes += int(targets.text_bytes)
+    if not text_bytes:
+        raise UserError(f"{shards.path}: nothing in it is hidden; name a larger set")
     return {
-        name: Figures(
-            float(total) / max(1, text_bytes) / NATS_PER_BIT, materials, text_bytes, SEES[name]
-        )
+        name: Figures(float(total) / text_bytes / NATS_PER_BIT, materials, text_bytes, SEES[name])
         for name, total in nats.items()
     }
 
@@ -145,9 +147,11 @@ def compare(options: argparse.Namespace) -> None:
     rate = mask_rate_of(options.run)
     start = time.perf_counter()
     train = ShardSet(options.train)
+    check_filled("--train", train)
     predictors = count(train)
     counted = time.perf_counter() - start
     shards = ShardSet(options.eval)
+    check_filled("--eval", shards)
     if shards.v != train.v:
         raise UserError(f"{options.eval}: v={shards.v}, but {options.train} has v={train.v}")
     figures = measure(predictors, shards, rate, options.samples)
