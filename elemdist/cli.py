@@ -90,9 +90,10 @@ def predict(argv: list[str]) -> int:
 
     settings = parse(PredictSettings, argv, "elemdist predict", "inputs", predict.__doc__)
     from data_prep.pack import samples_of
+    from data_prep.readers.stream import open_documents
     from elemdist.predict import run  # after the settings: it loads torch
 
-    return run(settings, samples_of)
+    return run(settings, samples_of, open_documents)
 
 
 def export(argv: list[str]) -> int:
@@ -114,9 +115,10 @@ def robustness(argv: list[str]) -> int:
 
     settings = parse(RobustnessSettings, argv, "elemdist robustness", "runs", robustness.__doc__)
     from data_prep.pack import samples_of
+    from data_prep.readers.stream import open_documents
     from elemdist.robustness import run  # after the settings: it loads torch
 
-    return run(settings, samples_of)
+    return run(settings, samples_of, open_documents)
 
 
 def compare(argv: list[str]) -> int:

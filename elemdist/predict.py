@@ -2,12 +2,13 @@
 
     echo 'Wheat exports rose.' | elemdist predict RUN
 
-Every document becomes a line of JSON: id, labels, and their scores. Lines are read by a thread, so
-that what has arrived is answered as soon as no more comes.
+Every document becomes a line of JSON: id, labels, and their scores. Documents are read by a thread,
+so that what has arrived is answered as soon as no more comes.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import sys
 import threading
@@ -20,41 +21,69 @@ import numpy as np
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
 from elemdist.predict_settings import PredictSettings
-from elemdist.text_input import Document, documents, open_lines
+from elemdist.text_input import Document, Documents, OpenDocuments, for_verb, tell_losses
 from elemdist.trained import CutSamples, TextClassifier
 
-PAUSE_S = 0.05  # without another line, after which those that are there are answered
+PAUSE_S = 0.05  # without another document, after which those that are there are answered
 
 
-def run(settings: PredictSettings, cut: CutSamples) -> int:
-    """``elemdist predict``; the exit code."""
+def run(settings: PredictSettings, cut: CutSamples, open_documents: OpenDocuments) -> int:
+    """Run ``elemdist predict``; return the exit code."""
     settings.check()
     run_dir, *paths = settings.inputs
-    for path in paths:
-        if path != "-":
-            open_lines(path).close()  # said before the model is loaded
+    paths = paths or ["-"]
+    try:
+        documents = open_documents(  # what cannot be read is said before the model is loaded
+            paths,
+            settings.on_invalid,
+            settings.strict,
+            format=settings.format,
+            document="line",
+            text_field=settings.text_field,
+            id_field=settings.id_field,
+            members=settings.members,
+            max_document_mb=settings.max_document_mb,
+            max_record_mb=settings.max_record_mb,
+        )
+    except UserError as error:
+        raise for_verb(error) from None
     model = TextClassifier(run_dir, settings.tokenizer, settings.device, cut, settings.overlong)
     at = settings.threshold
     at = model.settings.classify.threshold if at is None else at
-    skipped = 0
-    for batch in batches(paths, settings):
-        wrong = [one for one in batch if isinstance(one, UserError)]
-        stops = wrong[:1] if settings.on_error == "stop" else []
-        before = batch[: batch.index(stops[0])] if stops else batch
-        good = [one for one in before if isinstance(one, Document)]
-        score_BL = model.scores([one.text for one in good], settings.micro_samples)
-        for one, score_L in zip(good, score_BL, strict=True):
-            told = answer(one, score_L, model.labels, at, settings)
-            print(json_text(told))
-        sys.stdout.flush()
-        if stops:
-            raise stops[0]
-        for problem in wrong:
-            print(f"elemdist predict: left out: {problem}", file=sys.stderr)
-        skipped += len(wrong)
-    if skipped:
-        print(f"elemdist predict: {skipped} lines were left out", file=sys.stderr)
+    answered = 0
+    try:
+        for batch in batches(documents, settings.micro_samples):
+            answered += answer_batch(batch, model, at, settings)
+    finally:
+        tell_losses("predict", documents)
+    if not answered:
+        shown = ", ".join("standard input" if path == "-" else path for path in paths[:3])
+        raise UserError(f"{shown}{', ...' if len(paths) > 3 else ''}: no documents in it")
     return 0
+
+
+def answer_batch(
+    batch: list[Document | UserError], model: TextClassifier, at: float, settings: PredictSettings
+) -> int:
+    """Print the lines of some documents; return how many. Raises the error of one that cannot be
+    taken, after those before it, unless such are skipped."""
+    good: list[Document] = []
+    stop: UserError | None = None
+    for one in batch:
+        if not isinstance(one, UserError):
+            good.append(one)
+        elif settings.on_error == "stop":
+            stop = for_verb(one)
+            break
+        else:
+            print(f"elemdist predict: left out: {for_verb(one)}", file=sys.stderr)
+    score_BL = model.scores([one.text for one in good], settings.micro_samples)
+    for one, score_L in zip(good, score_BL, strict=True):
+        print(json_text(answer(one, score_L, model.labels, at, settings.top)))
+    sys.stdout.flush()
+    if stop is not None:
+        raise stop
+    return len(good)
 
 
 @dataclass(frozen=True)
@@ -64,26 +93,25 @@ class Ended:
     reason: BaseException | None = None
 
 
-def batches(paths: list[str], settings: PredictSettings) -> Iterator[list[Document | UserError]]:
-    """What has arrived, in order, `micro_samples` at most. Raises UserError where a file cannot be
+def batches(documents: Documents, most: int) -> Iterator[list[Document | UserError]]:
+    """Yield what has arrived, in order, `most` at a time. Raises UserError where a file cannot be
     read."""
-    most = settings.micro_samples
     # As far as the reader may be ahead.
-    lines: queue.Queue[Document | UserError | Ended] = queue.Queue(2 * most)
+    coming: queue.Queue[Document | UserError | Ended] = queue.Queue(2 * most)
 
     def read() -> None:
         try:
-            for one in documents(paths, settings.format, settings.text_field):
-                lines.put(one)
-            lines.put(Ended())
+            for one in documents:
+                coming.put(one)
+            coming.put(Ended())
         except BaseException as error:  # handed to the one who asks
-            lines.put(Ended(error))
+            coming.put(Ended(error))
 
     threading.Thread(target=read, name="reader", daemon=True).start()
     batch: list[Document | UserError] = []
     while True:
         try:
-            one = lines.get(timeout=PAUSE_S if batch else None)
+            one = coming.get(timeout=PAUSE_S if batch else None)
         except queue.Empty:
             yield batch
             batch = []
@@ -91,6 +119,8 @@ def batches(paths: list[str], settings: PredictSettings) -> Iterator[list[Docume
         if isinstance(one, Ended):
             if batch:
                 yield batch
+            if isinstance(one.reason, UserError):
+                raise for_verb(one.reason)
             if one.reason is not None:
                 raise one.reason
             return
@@ -101,12 +131,13 @@ def batches(paths: list[str], settings: PredictSettings) -> Iterator[list[Docume
 
 
 def answer(
-    one: Document, score_L: np.ndarray, labels: list[str], at: float, settings: PredictSettings
+    one: Document, score_L: np.ndarray, labels: list[str], at: float, top: int
 ) -> dict[str, Any]:
-    """The line of a document: labels and scores, the likeliest first."""
+    """Return the line of a document: its id, or number where it has none, the labels whose score
+    reaches `at`, and the scores of these, or of the `top` likeliest, the likeliest first."""
     order_L = np.argsort(-score_L, kind="stable")
     predicted = [labels[place] for place in order_L if score_L[place] >= at]
-    shown = order_L[: settings.top or len(predicted)]
+    shown = order_L[: top or len(predicted)]
     scores = {labels[place]: round(float(score_L[place]), 6) for place in shown}
-    known = one.fields.get(settings.id_field, one.number)
-    return {"id": known, "labels": predicted, "scores": scores}
+    nameless = one.id is None or (isinstance(one.id, float) and not math.isfinite(one.id))
+    return {"id": one.number if nameless else one.id, "labels": predicted, "scores": scores}

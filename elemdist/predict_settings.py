@@ -14,23 +14,36 @@ class PredictSettings:
     """Prediction"""
 
     inputs: list[str] = field(default_factory=list)
-    """The run folder (its newest checkpoint) or checkpoint folder, and behind it files with a
-    document on each line, also .gz and .zst; - or none: standard input."""
-    format: Literal["auto", "text", "jsonl"] = "auto"
-    """Of the lines: plain text, or records. auto: records where the file's name says so
-    (.jsonl, .ndjson, .json), else text."""
+    """The run folder (its newest checkpoint) or checkpoint folder, and after it files, folders,
+    globs or URLs, all that `elemdist shard` reads; - or none: standard input, answered as lines
+    arrive. A line of a text file is a document."""
+    format: Literal[
+        "auto", "text", "jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "tar", "mds"
+    ] = "auto"
+    """auto: by the file's name, as `elemdist shard` does; text where that tells nothing."""
     text_field: str = "text"
-    """The field of a record that holds its text."""
+    """The field or column of a record that holds its text."""
     id_field: str = "id"
-    """The field of a record that is handed on, so that it is known again; where there is none, the
-    number of the line."""
+    """The field or column of a record that is handed on, so that it is known again; where there is
+    none, the number of the line or row, going on over all files."""
+    members: str = "*"
+    """Which members of a tar file are documents: a pattern for their names."""
+    max_document_mb: int = 4096
+    """MiB of the largest document that is taken; a larger one is an error (see on_error)."""
+    max_record_mb: int = 128
+    """MiB of the largest record that is taken, as a line of JSON."""
+    on_invalid: Literal["error", "replace"] = "error"
+    """Text that is not valid UTF-8: an error (see on_error), or replaced by U+FFFD."""
+    strict: bool = False
+    """Refuse input of which anything is left out, as blank lines and hidden files, instead of
+    counting it."""
     threshold: float | None = None
     """A label is predicted where its probability reaches this; none: as the run was trained."""
     top: int = 0
     """Show the scores of so many of the likeliest labels, predicted or not; 0: of those that are
     predicted."""
     on_error: Literal["stop", "skip"] = "stop"
-    """A line that is no document ends the work, or is named on standard error and left out."""
+    """A document that cannot be taken ends the work, or is named on standard error and left out."""
     overlong: Literal["split", "truncate"] = "split"
     """Of a document that one sample cannot hold all parts are read, or the first."""
     micro_samples: int = 32
@@ -47,4 +60,5 @@ class PredictSettings:
         if self.inputs.count("-") > 1:
             raise UserError("inputs: standard input can be read once")
         at_least(1, micro_samples=self.micro_samples)
+        at_least(1, max_document_mb=self.max_document_mb, max_record_mb=self.max_record_mb)
         at_least(0, top=self.top)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from elemdist.noise import noisy
 from elemdist.plain_text import markdown_cell
 from elemdist.plot import check_out
 from elemdist.robustness_settings import RobustnessSettings
-from elemdist.text_input import Document, documents
+from elemdist.text_input import OpenDocuments, for_verb, tell_losses
 from elemdist.trained import CutSamples, TextClassifier
 
 FIGURES = ("micro_f1", "macro_f1", "micro_roc_auc", "macro_roc_auc")
@@ -31,17 +33,31 @@ FREE = ("out", "plot", "device", "micro_samples")  # settings that change no fig
 Points = list[dict[str, Any]]
 
 
-def run(settings: RobustnessSettings, cut: CutSamples) -> int:
-    """``elemdist robustness``; the exit code."""
+def run(settings: RobustnessSettings, cut: CutSamples, open_documents: OpenDocuments) -> int:
+    """Run ``elemdist robustness``; return the exit code."""
     settings.check()
     if settings.plot:
         check_out(Path(settings.plot))
-    texts, labels = read(settings)
+    try:
+        texts, labels = read(settings, open_documents)
+    except UserError as error:
+        raise for_verb(error) from None
     points = known_points(settings)
     unknown = {}
     for name in settings.runs:
         model = TextClassifier(name, settings.tokenizer, settings.device, cut, settings.overlong)
         truth_BL, unknown[name] = truth_of(labels, model.labels)
+        if not truth_BL.any():
+            raise UserError(
+                f"{settings.text}: none of its documents has a label that {name} knows"
+                f" ({', '.join(model.labels[:5])}), so there are no figures;"
+                " --labels-field names the field of the labels"
+            )
+        if unknown[name]:
+            print(
+                f"elemdist robustness: left out: {unknown[name]} labels that {name} does not know",
+                file=sys.stderr,
+            )
         for kind, rate, seed in asked(settings):
             here = {"run": name, "kind": kind, "rate": rate, "seed": seed}
             if any(here.items() <= point.items() for point in points):
@@ -60,30 +76,36 @@ def run(settings: RobustnessSettings, cut: CutSamples) -> int:
     return 0
 
 
-def read(settings: RobustnessSettings) -> tuple[list[str], list[list[str]]]:
-    """Texts and labels. Raises UserError on a record that has not both."""
+def read(
+    settings: RobustnessSettings, open_documents: OpenDocuments
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return texts and labels, and say what was left out. Raises UserError on a record that has
+    not both, and where there is none."""
     assert settings.text is not None
-    texts, labels = [], []
-    for one in documents([settings.text], "jsonl", settings.text_field):
-        if not isinstance(one, Document):
+    documents = open_documents(
+        [settings.text],
+        nameless="jsonl",
+        format=settings.format,
+        text_field=settings.text_field,
+        labels_field=settings.labels_field,
+        labels_separator=settings.labels_separator,
+    )
+    texts: list[str] = []
+    labels: list[tuple[str, ...]] = []
+    for one in documents:
+        if isinstance(one, UserError):
             raise one
-        found = one.fields.get(settings.labels_field)
-        found = [found] if isinstance(found, (str, int)) else found
-        if not isinstance(found, list):
-            raise UserError(
-                f"{one.place}: no labels in '{settings.labels_field}'; --labels-field names the"
-                " field"
-            )
         texts.append(one.text)
-        labels.append([str(label) for label in found])
+        labels.append(one.labels)
         if len(texts) == settings.documents:
             break
+    tell_losses("robustness", documents)
     if not texts:
-        raise UserError(f"{settings.text}: no document in it")
+        raise UserError(f"{settings.text}: no documents in it")
     return texts, labels
 
 
-def truth_of(labels: list[list[str]], known: list[str]) -> tuple[np.ndarray, int]:
+def truth_of(labels: Sequence[Sequence[str]], known: list[str]) -> tuple[np.ndarray, int]:
     """(B, L) booleans in the order of a model's labels, and how many labels it does not know."""
     place = {label: number for number, label in enumerate(known)}
     truth_BL, unknown = np.zeros((len(labels), len(known)), bool), 0

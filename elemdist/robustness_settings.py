@@ -18,11 +18,15 @@ class RobustnessSettings:
     runs: list[str] = field(default_factory=list)
     """Run folders (their newest checkpoints) or checkpoint folders of classifiers."""
     text: str | None = None
-    """JSON Lines of labelled documents, also .gz and .zst. Required."""
+    """Labelled documents, in a file, folder or URL that `elemdist shard` reads. Required."""
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "mds"] = "auto"
+    """auto: by the name, as `elemdist shard` does; jsonl where that tells nothing."""
     text_field: str = "text"
-    """The field of a record that holds its text."""
+    """The field or column of a record that holds its text."""
     labels_field: str = "labels"
-    """The field that holds its labels, a list or one."""
+    """The field or column that holds its labels, a list or one."""
+    labels_separator: str | None = None
+    """What stands between the labels where a column holds them as one string, as in CSV."""
     kinds: list[str] = field(default_factory=lambda: ["mixed"])
     """Of noise: swap, drop, insert, repeat, case, homoglyph, ocr, mixed."""
     rates: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.2])

@@ -204,8 +204,13 @@ class Columns:
         field = self.settings.id_field
         if field is None:
             return []
-        found = [id_of(value, f"column '{field}'") for value in columns[field]]
-        return columns[field] if self.typed_ids else found
+        if not self.typed_ids:
+            return [id_of(value, f"column '{field}'") for value in columns[field]]
+        plain = (str, int, float, type(None))  # the others, as dates, JSON does not have
+        return [
+            value if isinstance(value, plain) else id_of(value, f"column '{field}'")
+            for value in columns[field]
+        ]
 
 
 def _slices(text: pa.Array, size: int) -> Iterator[tuple[int, pa.Array]]:

@@ -14,6 +14,7 @@ from data_prep.readers.values import RecordError, id_of, kind, missing, reason_o
 from data_prep.settings import InputSettings
 
 REPLACEMENT = "\ufffd"
+INEXACT = (float, list, dict)  # orjson reads integers of more than 64 bits as floats
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Record = tuple[bytes, list[str], Any]  # text, labels, id; none and "" where they are not asked for
@@ -50,6 +51,8 @@ class Parser:
             texts = [record[field].encode() for record in records]
             labels = [] if self._labels_field is None else [self._labels(r) for r in records]
             ids = [] if self._id_field is None else [self._id(r) for r in records]
+            if self._optional_id and any(isinstance(id, INEXACT) for id in ids):
+                return None
         except (ValueError, TypeError, KeyError, AttributeError, RecordError):
             return None  # whatever is wrong, line by line it is found out
         return texts, labels, ids
@@ -68,8 +71,14 @@ class Parser:
                 return None
             record = _read_again(line, str(error))
         text, labels, id = self._parts(record)
-        for value in (text, *labels, id):
-            half = isinstance(value, str) and LONE_SURROGATE.search(value)
+        if self._optional_id:
+            if isinstance(id, INEXACT):
+                id = self._id(_read_again(line, "the id is too large"))
+            values = [text, *labels]  # the id is handed on as it is
+        else:
+            values = [text, *labels, id]
+        for value in values:
+            half = LONE_SURROGATE.search(value)
             if half:
                 raise InvalidTextError(0, f"half of a surrogate pair, \\u{ord(half.group()):04x}")
         return text.encode(), labels, id
@@ -105,11 +114,9 @@ class Parser:
 
     def _id(self, record: Any) -> Any:
         field = self._id_field or ""
-        if self._optional_id and field not in record:
-            return None
-        value = self._field(record, field, "id_field")
-        found = id_of(value, f"field '{field}'")
-        return value if self._optional_id else found
+        if self._optional_id:
+            return record.get(field)
+        return id_of(self._field(record, field, "id_field"), f"field '{field}'")
 
     def _field(self, record: Any, field: str, setting: str) -> Any:
         if not isinstance(record, dict):

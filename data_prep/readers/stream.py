@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.documents import LIVE, STDIN, Batch, Part, Problems, Source, notes_of
-from data_prep.losses import Losses
+from data_prep.losses import DAMAGED, Losses
 from data_prep.readers.folders import told_format
 from data_prep.readers.parts import open_part
 from data_prep.readers.sources import cut, find_sources, one_file
@@ -44,7 +44,9 @@ class _Queue(Problems):
         super().__init__(True, lambda record: None, strict)
         self.held: deque[tuple[int, UserError]] = deque()
 
-    def add(self, path: str, where: str, problem: str, reason: str = "", place: int = 0) -> None:
+    def add(
+        self, path: str, where: str, problem: str, reason: str = DAMAGED, place: int = 0
+    ) -> None:
         """Keep one; place 0 stands for the end of what was read so far."""
         name = "standard input" if path == STDIN else public(path)
         self.listed += 1
@@ -57,10 +59,10 @@ class DocumentStream:
     """Reads documents in order, each as soon as it is there.
 
     Args:
-        paths: files, folders, globs or URLs; - and pipes are read as they come. A file whose name
-            tells no format is text.
+        paths: files, folders, globs or URLs; - and pipes are read as they come.
         settings: as for `shard`; a record need not have the field id_field.
-        strict: raise a UserError where anything is left out.
+        strict: raise a UserError where anything is left out. nameless: the format of a file whose
+            name tells none.
 
     Attributes:
         losses: what was left out so far, and what is worth a word.
@@ -75,7 +77,9 @@ class DocumentStream:
         settings: InputSettings,
         on_invalid: OnInvalid = "error",
         strict: bool = False,
+        nameless: str = "text",
     ) -> None:
+        self._nameless = nameless
         self._settings = ShardSettings(paths, "", settings, on_invalid=on_invalid)
         self._problems = _Queue(strict)
         self.losses: Losses = self._problems.losses
@@ -85,7 +89,7 @@ class DocumentStream:
     def _sources_of(self, path: str) -> list[Source]:
         format: str = self._settings.input.format
         if format == "auto" and not os.path.isdir(path):
-            format = told_format(path) or "text"
+            format = told_format(path) or self._nameless
         if path == STDIN or _is_live(path):
             return [Source(path, format, "", 0, LIVE)]
         if os.path.isfile(path):
@@ -125,6 +129,8 @@ class DocumentStream:
                     tuple(batch.labels[document]) if batch.labels else (),
                 )
                 text = []
+            # Of lines that are read by now; whoever waits for more of a pipe hears of them.
+            yield from self._problems_before(WHOLE - 1)
         yield from self._problems_before(WHOLE)
 
     def _problems_before(self, place: int) -> Iterator[UserError]:
@@ -153,3 +159,21 @@ def _is_live(path: str) -> bool:
     except (OSError, ValueError):
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def open_documents(
+    paths: list[str],
+    on_invalid: OnInvalid = "error",
+    strict: bool = False,
+    nameless: str = "text",
+    **settings: Any,
+) -> DocumentStream:
+    """Return the documents of some files, for verbs that know nothing of this package.
+
+    Args:
+        nameless: the format of a file whose name tells none. settings: those of InputSettings.
+
+    Raises:
+        UserError: as DocumentStream.
+    """
+    return DocumentStream(paths, InputSettings(**settings), on_invalid, strict, nameless)
