@@ -33,6 +33,7 @@ from elemdist.compare_stages import StageError, Stages, lines_of, write_json
 from elemdist.config import TrainSettings
 from elemdist.errors import UserError
 from elemdist.locks import lock
+from elemdist.output import write_out
 from elemdist.yaml_text import read_tree, yaml_text
 
 # What may differ between two calls in the same folder: it changes no result.
@@ -258,5 +259,5 @@ def conclude(
     text = table(found) + (f"\n{noise_table(points)}" if points else "")
     write_atomically(stages.out / "table.md", text)
     draw(found, stages.out / "figure.svg")
-    print(text)
-    print(f"all figures: {stages.out / 'results.json'}; the picture: {stages.out / 'figure.svg'}")
+    places = f"{stages.out / 'results.json'}; the picture: {stages.out / 'figure.svg'}"
+    write_out(f"{text}\nall figures: {places}\n")

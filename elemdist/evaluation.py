@@ -34,6 +34,7 @@ from elemdist.json_text import json_text
 from elemdist.metrics import eval_line
 from elemdist.mixture import check_filled
 from elemdist.multilabel import by_frequency, calibration, label_counts, multilabel_figures
+from elemdist.output import write_out
 from elemdist.remote import public
 from elemdist.resampling import intervals
 from elemdist.shards import ShardSet
@@ -118,9 +119,9 @@ def run(settings: EvalSettings) -> int:
     text = json_text({**facts, **figures}, indent=2)
     if settings.out:
         write_result(settings.out, text + "\n")
-        print(f"{eval_line(None, figures)}  {settings.out}")
+        write_out(f"{eval_line(None, figures)}  {settings.out}\n")
     else:
-        print(text)
+        write_out(text + "\n")
     return 0
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
+from elemdist.output import write_out
 from elemdist.predict_settings import PredictSettings
 from elemdist.text_input import Document, Documents, OpenDocuments, for_verb, tell_losses
 from elemdist.trained import CutSamples, TextClassifier
@@ -51,11 +52,9 @@ def run(settings: PredictSettings, cut: CutSamples, open_documents: OpenDocument
     at = settings.threshold
     at = model.settings.classify.threshold if at is None else at
     answered = 0
-    try:
-        for batch in batches(documents, settings.micro_samples):
-            answered += answer_batch(batch, model, at, settings)
-    finally:
-        tell_losses("predict", documents)
+    for batch in batches(documents, settings.micro_samples):
+        answered += answer_batch(batch, model, at, settings)
+    tell_losses("predict", documents)
     if not answered:
         shown = ", ".join("standard input" if path == "-" else path for path in paths[:3])
         raise UserError(f"{shown}{', ...' if len(paths) > 3 else ''}: no documents in it")
@@ -78,9 +77,9 @@ def answer_batch(
         else:
             print(f"elemdist predict: left out: {for_verb(one)}", file=sys.stderr)
     score_BL = model.scores([one.text for one in good], settings.micro_samples)
-    for one, score_L in zip(good, score_BL, strict=True):
-        print(json_text(answer(one, score_L, model.labels, at, settings.top)))
-    sys.stdout.flush()
+    pairs = zip(good, score_BL, strict=True)
+    lines = [json_text(answer(*pair, model.labels, at, settings.top)) + "\n" for pair in pairs]
+    write_out("".join(lines))
     if stop is not None:
         raise stop
     return len(good)

@@ -21,6 +21,7 @@ from elemdist.errors import UserError
 from elemdist.json_text import json_text
 from elemdist.multilabel import multilabel_figures
 from elemdist.noise import noisy
+from elemdist.output import write_out
 from elemdist.plain_text import markdown_cell
 from elemdist.plot import check_out
 from elemdist.robustness_settings import RobustnessSettings
@@ -70,7 +71,7 @@ def run(settings: RobustnessSettings, cut: CutSamples, open_documents: OpenDocum
             points.append(here | judged(model, hit, truth_BL, settings))
             save(settings, points, unknown)
     save(settings, points, unknown)
-    print(table(settings, points))
+    write_out(table(settings, points) + "\n")
     if settings.plot:
         draw(settings, points, Path(settings.plot))
     return 0

@@ -20,6 +20,7 @@ from elemdist.errors import UserError
 from elemdist.inputs import open_tokenizer
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
+from elemdist.output import write_out
 from elemdist.rows import DOC, special_row
 from elemdist.sample_settings import SampleSettings
 from elemdist.trained import Trained
@@ -157,15 +158,12 @@ def run(settings: SampleSettings, cut: CutRows) -> int:
         prompt_TV = prompt_TV[-half:]
     prompt_TV = prompt_TV.to(trained.device)
     choose = Choice(settings)
-    out = sys.stdout.buffer  # UTF-8, whatever the terminal is set to
     for number in range(settings.documents):
-        out.write(b"---\n" if number else b"")
+        write_out("---\n" if number else "")
         writer: Writer = ByteWriter(choose, config)
         if config.symbols is not None:
             writer = TokenWriter(choose, config, tokenizer, prompt_TV[:, 0].tolist())
         for text in write(model, prompt_TV, writer, settings.materials):
-            out.write(text.encode())
-            out.flush()
-        out.write(b"\n")
-        out.flush()
+            write_out(text)
+        write_out("\n")
     return 0

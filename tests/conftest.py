@@ -217,6 +217,20 @@ TINY = [
 ]  # fmt: skip
 
 
+CLASSIFY = [*TINY, "--objective", "classify", "--classify.pooling", "max", "--eval-every", "0"]
+
+
+@pytest.fixture(scope="session")
+def classifier(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a classifier that has learned something of the made-up corpus."""
+    run = tmp_path_factory.mktemp("classifier") / "run"
+    done = elemdist(
+        "train", *CLASSIFY, "--steps", "40", "--run-dir", run, "--data.train", labelled / "train"
+    )
+    assert done.returncode == 0, done.stderr
+    return run
+
+
 def metrics(run: Path, kind: str = "train") -> dict[int, dict[str, float]]:
     """Step -> figures of a run's metrics.jsonl."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -21,12 +21,6 @@ def trained(folder: Path, *words: str | Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def classifier(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = ["--objective", "classify", "--classify.pooling", "max"]
-    return trained(tmp_path_factory.mktemp("a"), *words, "--data.train", labelled / "train")
-
-
-@pytest.fixture(scope="module")
 def reader(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("b"), "--data.train", packed / "train")
 

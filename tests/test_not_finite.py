@@ -39,7 +39,8 @@ def run_with(objective: str, folder: Path, change: Callable[[Tensor], object]) -
     backbone: Any = "decoder" if objective == "clm" else "bert"
     model = ModelSettings(backbone=backbone, width=32, layers=1)
     labels = sorted(TOPICS) if objective == "classify" else None
-    config = ModelConfig(32, 8, objective=objective, model=resolved(model, 8), labels=labels)
+    made_of = {"objective": objective, "labels": labels, "pooling": "max" if labels else "none"}
+    config = ModelConfig(32, 8, model=resolved(model, 8), **made_of)
     made = Model(config)
     with torch.no_grad():
         for name, weight in made.named_parameters():

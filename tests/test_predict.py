@@ -18,23 +18,11 @@ from elemdist.inputs import open_reading
 from elemdist.peers import learn_wordpiece
 from elemdist.shards import ShardSet
 from elemdist.trained import TextClassifier
-from tests.conftest import ELEMDIST, REPOSITORY, TINY, elemdist, expect_user_error
-
-CLASSIFY = [*TINY, "--objective", "classify", "--classify.pooling", "max", "--eval-every", "0"]
+from tests.conftest import CLASSIFY, ELEMDIST, REPOSITORY, TINY, elemdist, expect_user_error
 
 
 def texts_of(corpus: Path) -> list[str]:
     return [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def classifier(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("classifier") / "run"
-    done = elemdist(
-        "train", *CLASSIFY, "--steps", "40", "--run-dir", run, "--data.train", labelled / "train"
-    )
-    assert done.returncode == 0, done.stderr
-    return run
 
 
 @pytest.mark.parametrize("name", ["elementwise", "byte", "canine", "subword"])
@@ -123,20 +111,22 @@ def test_lines_that_are_no_documents(classifier, tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"text": "one"}\n{"text": 2}\n\xff\n[]\n{"text": "two", "id": "x"}\n')
     done = elemdist("predict", classifier, file)
-    expect_user_error(done, f"{file}:2: ", "--text-field")
+    expect_user_error(done, f"{file}, line 2: ", "field 'text' holds a number")
     assert len(done.stdout.splitlines()) == 1, "what came before it"
     done = elemdist("predict", classifier, file, "--on-error", "skip")
     assert [record["id"] for record in lines(done)] == [1, "x"]
-    assert "3 lines were left out" in done.stderr
-    assert f"{file}:3: " in done.stderr
+    assert f"left out: {file}, line 3: " in done.stderr
+    assert done.stderr.count(f"left out: {file}, line ") == 3
+    assert "left out: records with a value of another type: 2 (" in done.stderr
+    assert "left out: documents that are not valid UTF-8: 1 (" in done.stderr
 
 
 def test_mistakes(classifier, packed, tmp_path):
     expect_user_error(elemdist("predict"), "no run is named")
-    expect_user_error(elemdist("predict", classifier, tmp_path / "none"), "cannot read")
+    expect_user_error(elemdist("predict", classifier, tmp_path / "none"), "no such file")
     broken = tmp_path / "a.txt.zst"
     broken.write_bytes(b"not compressed\n")
-    expect_user_error(elemdist("predict", classifier, broken), f"cannot read {broken}")
+    expect_user_error(elemdist("predict", classifier, broken), f"{broken}: ", "no .zst file")
     run = tmp_path / "run"
     elemdist("train", *TINY, "--steps", "1", "--run-dir", run, "--data.train", packed / "train")
     expect_user_error(elemdist("predict", run, "-"), "only a classifier predicts", "mlm")

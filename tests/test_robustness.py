@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import elemdist, expect_user_error
-from tests.test_predict import classifier  # noqa: F401
 
 
 @pytest.fixture
-def words(classifier: Path, corpus: Path) -> list[str]:  # noqa: F811
+def words(classifier: Path, corpus: Path) -> list[str]:
     shown = ["--kinds", '["drop", "mixed"]', "--rates", "[0, 0.9]", "--seeds", "[1, 2]"]
     return [str(classifier), "--text", str(corpus), "--documents", "60", *shown]
 
@@ -50,9 +49,9 @@ def test_noise_costs_what_the_curve_says(words, tmp_path, labelled):
     [
         (["--kinds", '["swop"]'], "did you mean 'swap'"),
         (["--rates", "[2]"], "rates: 2"),
-        (["--labels-field", "topics"], "no labels in 'topics'"),
+        (["--labels-field", "topics"], "Set --labels-field"),
         (["--text-field", "body"], "'body'"),
-        (["--text", "/none.jsonl"], "cannot read /none.jsonl"),
+        (["--text", "/none.jsonl"], "no such file or folder: /none.jsonl"),
         (["--plot", "a.bmp"], ".png"),
     ],
 )

@@ -94,6 +94,7 @@ class MdsReader:
         """Raises UserError: no MDS set, or one without the columns that the settings name."""
         part = task.part
         folder = opened(part.source.path, part.source.version)
+        task = _without_missing_id(task, folder)
         self._start = part.start
         self._blocks = SampleBlocks(folder, part, task.progress)
         self._documents: Iterator[Batch]
@@ -122,3 +123,15 @@ class MdsReader:
     def where(self, place: int) -> str:
         """The sample, counted from 0 in the whole set; `place` counts from 1 within the part."""
         return f"sample {self._start + place - 1:,}"
+
+
+def _without_missing_id(task: ReadTask, folder: MdsFolder) -> ReadTask:
+    """Return the task without the field of ids where it need not be there and is not, as in a set
+    of byte rows."""
+    chosen = task.settings.input
+    if not task.optional_id or chosen.id_field is None:
+        return task
+    shards = [] if folder.manifest is not None else folder.shards
+    if shards and all(chosen.id_field in (one[0] for one in shard.columns) for shard in shards):
+        return task
+    return replace(task, settings=replace(task.settings, input=replace(chosen, id_field=None)))
