@@ -7,6 +7,7 @@ its first DOC row belong to the part before, and its last document may go on beh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import xxhash
