@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from elemdist.errors import UserError
+
+# A setting of elemdist shard's input, and no path that has such a name in it.
+SETTING = re.compile(
+    r"(?<![/\w.-])(--)?input\."
+    r"(?=(format|document|members|(text|labels|id).field|labels.separator|max.\w+.mb)\b)"
+)
 
 
 class Document(Protocol):
@@ -53,8 +60,8 @@ OpenDocuments = Callable[..., Documents]
 
 def for_verb(error: UserError) -> UserError:
     """Return an error of the readers with the settings that it names as verbs other than `shard`
-    have them."""
-    return UserError(str(error).replace("--input.", "--").replace("input.", ""))
+    have them: --text-field for --input.text-field."""
+    return UserError(SETTING.sub(r"\1", str(error)))
 
 
 def tell_losses(verb: str, documents: Documents) -> None:

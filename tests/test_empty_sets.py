@@ -163,7 +163,7 @@ def test_a_noise_curve_without_a_figure_has_no_number():
     ]
     assert mean(points, "a", "drop", 0.0) is None
     assert mean(points, "a", "drop", 0.1) == 0.5
-    assert "| a, drop | none | 0.5000 |" in noise_table(points)
+    assert "| a, drop | – | 0.5000 |" in noise_table(points)
 
 
 @pytest.mark.parametrize("name", ["empty", "word"])

@@ -30,7 +30,7 @@ from elemdist.embedding import ElementwiseEmbedding, SlotMixing
 from elemdist.materials import distinct
 from elemdist.table_gradient import lookup
 from tests.bench.models import SEED
-from tests.bench.rounds import Peer, Rates, made_text, parser, report
+from tests.bench.rounds import Peer, Rates, made_text, parser, report, user_text
 
 V, WIDTH = 12, 192  # those of the recipes that have the layer
 OURS, DENSE = "SlotMixing", "all units"
@@ -118,14 +118,14 @@ def measured(
 
 def main() -> None:
     options = parser(__doc__, 7)
-    options.add_argument("--text", type=Path, help="a UTF-8 file; default: Python's own")
+    options.add_argument("--text", type=Path, help="any that shard reads; default: Python's own")
     options.add_argument("--rows", type=int, default=3100, help="distinct words (default 3100)")
     options.add_argument("--units", type=int, nargs="+", default=[1024, 4096], help="of the layer")
     options.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of torch")
     chosen = options.parse_args()
     if chosen.quick:
         chosen.rows, chosen.units, chosen.threads, chosen.rounds = 500, [256], [1], 2
-    real = chosen.text.read_bytes() if chosen.text else python_text()
+    real = user_text(chosen.text) if chosen.text else python_text()
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, "made.txt")
         made_text(made, len(real) / 1e6)

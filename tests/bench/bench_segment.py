@@ -16,7 +16,7 @@ import numpy as np
 
 from data_prep.pack import Packer
 from elemdist.rows import PAD
-from tests.bench.rounds import Rates, parser, report
+from tests.bench.rounds import Rates, parser, report, user_text
 
 N, V = 512, 12
 BLOCK_SAMPLES = 4096
@@ -79,11 +79,13 @@ CONTENDERS: dict[str, Callable[[bytes], int]] = {
 
 def main() -> None:
     options = parser(__doc__, 7)
-    options.add_argument("--text", type=Path, help="a UTF-8 file; default: made-up sentences")
+    options.add_argument(
+        "--text", type=Path, help="any that shard reads; default: made-up sentences"
+    )
     options.add_argument("--megabytes", type=float, default=8.0, help="of text (default 8)")
     chosen = options.parse_args()
     size, rounds = (20_000, 2) if chosen.quick else (int(chosen.megabytes * 1e6), chosen.rounds)
-    text = chosen.text.read_bytes() if chosen.text else SENTENCE.encode()
+    text = user_text(chosen.text) if chosen.text else SENTENCE.encode()
     text = (text * (size // len(text) + 1))[:size].decode(errors="ignore").encode()
 
     def peer(work: Callable[[bytes], int]) -> Callable[[], float]:

@@ -28,7 +28,7 @@ from data_prep.shard import ShardSettings
 from data_prep.shard import run as make_shards
 from data_prep.store import open_store
 from elemdist.streaming_compat import import_streaming
-from tests.bench.rounds import Peer, Rates, made_text, parser, report
+from tests.bench.rounds import Peer, Rates, made_text, parser, report, user_text
 
 N, V, SAMPLE_TOKENS = 512, 12, 512
 LINES = 1000  # encoded at once
@@ -122,14 +122,16 @@ def same_files(one: Path, two: Path) -> None:
 
 def main() -> None:
     options = parser(__doc__, rounds=3)
-    options.add_argument("--text", type=Path, help="UTF-8 text (default: made-up prose)")
+    options.add_argument("--text", type=Path, help="any that shard reads (default: made-up prose)")
     options.add_argument("--megabytes", type=float, default=64, help="made up (default 64)")
     chosen = options.parse_args()
     size, rounds = (0.5, 2) if chosen.quick else (chosen.megabytes, chosen.rounds)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        text = chosen.text or folder / "made.txt"
-        if not chosen.text:
+        text = folder / "text.txt"
+        if chosen.text:
+            text.write_bytes(user_text(chosen.text))
+        else:
             made_text(text, size)
         megabytes = text.stat().st_size / 1e6
         shard = Rates(

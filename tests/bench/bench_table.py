@@ -24,7 +24,7 @@ import torch
 from data_prep.segment import rows_of
 from elemdist.rows import ELEMENTS, PAD
 from elemdist.table_gradient import CHOICE, one_hot_product, sorted_sums
-from tests.bench.rounds import Peer, Rates, made_text, parser, report
+from tests.bench.rounds import Peer, Rates, made_text, parser, report, user_text
 
 SHAPES = [(512, 12, 16), (1024, 12, 64), (8192, 12, 64), (65536, 16, 48)]
 QUICK = [(64, 12, 16)]
@@ -124,13 +124,13 @@ def measured(
 def main() -> None:
     options = parser(__doc__, 7)
     options.add_argument("--device", choices=sorted(CHOICE), default="cpu", help="default cpu")
-    options.add_argument("--text", type=Path, help="a UTF-8 file; default: made-up prose")
+    options.add_argument("--text", type=Path, help="any that shard reads; default: made-up prose")
     options.add_argument("--threads", type=int, help="of torch on the CPU; default: its own choice")
     chosen = options.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     if chosen.text:
-        text = chosen.text.read_bytes()
+        text = user_text(chosen.text)
     else:
         with tempfile.TemporaryDirectory() as folder:
             made_text(Path(folder) / "text", 1.0)

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from elemdist.errors import UserError
+
 Peer = Callable[[], float]
 Compared = tuple[str, str, float | None]  # ours, a peer, the ratio that is aimed at, if one is
 
@@ -142,6 +144,24 @@ def write_figures(tables: list[Rates], path: Path | None) -> None:
     """Writes the figures of the tables, if to anywhere."""
     if path is not None:
         path.write_text(json.dumps([table.figures() for table in tables], indent=2) + "\n")
+
+
+def user_text(path: Path) -> bytes:
+    """Return the text of a file by the readers of `elemdist shard`: unpacked, of records the text.
+
+    Raises:
+        UserError: a document in it cannot be taken, or there is no text.
+    """
+    from data_prep.readers.stream import open_documents
+
+    texts = []
+    for one in open_documents([str(path)]):
+        if isinstance(one, UserError):
+            raise one
+        texts.append(one.text.encode())
+    if not any(texts):
+        raise UserError(f"{path}: no text in it")
+    return b"\n".join(texts)
 
 
 def made_text(path: Path, megabytes: float) -> None:

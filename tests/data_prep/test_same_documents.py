@@ -19,6 +19,8 @@ from data_prep.readers.stream import open_documents
 from data_prep.settings import InputSettings, ShardSettings
 from data_prep.shard import run
 from elemdist.errors import UserError
+from elemdist.text_input import for_verb
+from tests.bench.rounds import user_text
 
 RECORDS = [json.dumps({"id": k, "text": f"wheat corn {k}"}).encode() for k in range(5)]
 LINES = b"\n".join(RECORDS) + b"\n"
@@ -192,3 +194,38 @@ def test_an_id_that_no_number_can_be_is_refused_in_one_line(tmp_path: Path) -> N
     (found,) = open_documents([str(path)], id_field="id")
     assert isinstance(found, UserError)
     assert "line 1: not valid JSON" in str(found)
+
+
+def test_benchmarks_take_text_by_the_same_readers(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.txt", b"one\ntwo"),
+        ("a.txt.zst", zst(b"one\n") + zst(b"two")),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n\n{"text": "two"}')),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert user_text(tmp_path / name) == b"one\ntwo"
+    for name, content, part in (
+        ("b.txt.gz", gzip.compress(b"one\n" * 99)[:-3], "cut short"),
+        ("c.txt", b"\xff", "invalid UTF-8"),
+        ("d.jsonl", b"\n", "no text in it"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=part):
+            user_text(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("a.jsonl, line 2: no field 'x'. Set --input.text-field", "Set --text-field"),
+        ("holds more than 1 MiB: raise --input.max-record-mb", "raise --max-record-mb"),
+        ("it has no labels: leave input.labels_field out", "leave labels_field out"),
+        (
+            "cannot read /data/input.jsonl, ./input.txt: input. x",
+            "/data/input.jsonl, ./input.txt: i",
+        ),
+        ("no such file: input.format/a, /x/input.format", "/x/input.format"),
+    ],
+)
+def test_settings_are_named_as_the_verb_has_them(message: str, expected: str) -> None:
+    assert expected in str(for_verb(UserError(message)))
