@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from elemdist.checkpoint_parts import check_finite
 from elemdist.errors import UserError
 
 SIZES = ["num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"]
@@ -67,6 +68,7 @@ def read_weights(folder: str) -> dict[str, Tensor]:
             state = {}
             for part in [path] if path == whole else listed_files(index):
                 state |= load_file(part)
+        check_finite(state)
         return {name: tensor.float() for name, tensor in state.items()}
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError,

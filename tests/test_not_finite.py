@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from elemdist import checkpoint, cli
@@ -17,6 +18,7 @@ from elemdist.errors import UserError
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, resolved
 from elemdist.model_settings import ModelSettings
+from elemdist.pretrained_files import read_weights
 from tests.conftest import TOPICS
 from tests.test_sample import saved
 
@@ -102,6 +104,15 @@ def test_a_run_does_not_begin_from_them(tmp_path):
     found = checkpoint.find(run)
     with pytest.raises(UserError, match="NaN or infinite"):
         checkpoint.initialise_from(Model(found.config()), run)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_nor_from_those_of_another_package(name, tmp_path):
+    state = {"bert.x": torch.ones(2), "bert.y": torch.tensor([1.0, torch.nan])}
+    save = save_file if name.endswith(".safetensors") else torch.save
+    save(state, tmp_path / name)
+    with pytest.raises(UserError, match=r"bert\.y holds NaN or infinite"):
+        read_weights(str(tmp_path))
 
 
 def test_an_evaluation_in_training_says_so_and_training_goes_on(packed, tmp_path):

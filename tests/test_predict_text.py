@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import resource
 import sys
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import pytest
 import torch
 import zstandard
 
+from data_prep.pack import samples_of
 from elemdist import cli
 from elemdist.errors import UserError
 from elemdist.model import Model
@@ -156,7 +158,7 @@ def out_of(words: list[str], stdout: str, folder: Path) -> tuple[int | None, str
     from tests.forked_rank import verb
 
     err = folder / "stderr"
-    process = rank_process(verb, words, {}, str(folder), stdout, str(err))
+    process = rank_process(verb, words, dict(os.environ), str(folder), stdout, str(err))
     process.start()
     process.join(60)
     return process.exitcode, err.read_text()
@@ -184,13 +186,17 @@ def test_a_full_disk_is_one_line(words, made, corpus, labelled, tmp_path):
 
 @contextmanager
 def file_limit(size: int):
-    """No file of this process can grow beyond so many bytes."""
+    """No file of this process can grow beyond so many bytes; nor is a part of a compiled module or
+    loop left in a cache."""
+    sys.dont_write_bytecode = True
+    samples_of([b"Regen and storm"], 32, 8, "word", "split", None)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        sys.dont_write_bytecode = False
 
 
 @pytest.mark.parametrize("name", ["eval.json", "eval.npz", "robustness.json"])
