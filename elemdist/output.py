@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 from elemdist.errors import UserError
 from elemdist.os_errors import reason_of
+
+
+def use_utf8() -> None:
+    """Make standard output and standard error take every character, whatever the locale is."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def write_out(text: str) -> None:

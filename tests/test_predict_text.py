@@ -7,6 +7,7 @@ import io
 import json
 import os
 import resource
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from elemdist.errors import UserError
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, resolved
 from elemdist.model_settings import ModelSettings
-from tests.conftest import TOPICS, elemdist, expect_user_error
+from tests.conftest import REPOSITORY, TOPICS, elemdist, expect_user_error
 from tests.forkserver import rank_process
 from tests.test_not_finite import run_with
 from tests.test_sample import saved
@@ -212,3 +213,19 @@ def test_a_result_that_does_not_fit_leaves_nothing(name, made, corpus, labelled,
     capfd.readouterr()
     assert list(tmp_path.iterdir()) == [], "no part of it, and nothing temporary"
     assert sorted(TOPICS) == ["kitchen", "rail", "weather"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252:strict"])
+def test_a_name_of_any_script_can_be_printed(encoding):
+    """By a command and by a rank: here, the name of a folder that is not there."""
+    name = "雨\udcff-ветер"
+    code = (
+        "import sys; from elemdist.output import use_utf8, write_out; use_utf8();"
+        f"print({name!r}); write_out({name!r} + chr(10)); print({name!r}, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=REPOSITORY,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    expected = name.encode("utf-8", "backslashreplace") + b"\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected * 2, expected)

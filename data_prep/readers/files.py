@@ -209,6 +209,8 @@ class PartStream:
         path = self._part.source.path
         try:
             with contextlib.ExitStack() as stack:
+                if path == STDIN and sys.stdin is None:
+                    raise UserError("cannot read standard input: it is closed")
                 if path == STDIN:
                     file: Any = sys.stdin.buffer
                 else:
