@@ -9,10 +9,12 @@ import sys
 from typing import NoReturn
 
 from elemdist import cli
+from elemdist.output import use_utf8
 
 
 def main() -> NoReturn:
     """Runs a verb, and ends the process with its exit code."""
+    use_utf8()
     try:
         try:
             code = cli.main()

@@ -49,6 +49,7 @@ from elemdist.errors import (
     UserError,
 )
 from elemdist.evaluate import gather_ranks
+from elemdist.output import use_utf8
 from elemdist.passes import Pass, passes_of
 from elemdist.rank_variables import in_mpi
 from elemdist.refit import refit
@@ -282,6 +283,7 @@ def check_alone(settings: TrainSettings) -> None:
 
 def main(argv: list[str]) -> int:
     """A rank's entry: the same arguments as ``elemdist train``; the exit code."""
+    use_utf8()
     try:
         settings = parse(TrainSettings, understood(argv), "elemdist train")
         code = run(settings)
