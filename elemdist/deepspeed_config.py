@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the settings' own check calls the one below
 
 # Elements of a buffer, which DeepSpeed takes in full however small the model is: 200 MB in fp32.
 BUCKET = 50_000_000
+ALLGATHER = 500_000_000  # elements that are gathered at a time, at most
 NVME_GROUP = 100_000_000  # parameters that are in memory at a time when their states are on disk
 
 
@@ -124,7 +125,7 @@ def config_text(config: dict[str, Any]) -> str:
 def derived(settings: TrainSettings, plan: BatchPlan, device: torch.device) -> dict[str, Any]:
     """The configuration that our settings give."""
     bf16, zero = use_bf16(settings, device), settings.zero
-    config = {
+    config: dict[str, Any] = {
         # DeepSpeed counts every rank's largest share; losses are scaled by the true numbers.
         "train_micro_batch_size_per_gpu": plan.micro_samples,
         "gradient_accumulation_steps": plan.passes,
@@ -133,14 +134,15 @@ def derived(settings: TrainSettings, plan: BatchPlan, device: torch.device) -> d
         "gradient_allreduce_op": "mean",
         "gradient_predivide_factor": 1.0,
         "prescale_gradients": False,
-        **precision(bf16, zero.stage),
-        "zero_optimization": zero_section(zero, device),
-        # The optimizer is torch's, on tensors of the CPU as well: DeepSpeed's own wants a compiler.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "disable_allgather": False,
+        **precision(bf16, zero),
+        "zero_optimization": zero_section(zero, device, bf16),
         **reports(),
     }
+    # The optimizer is torch's, on tensors of the CPU as well: DeepSpeed's own wants a compiler.
+    if zero.stage:
+        config["zero_allow_untested_optimizer"] = True
+    if zero.offload_optimizer != "none":
+        config["zero_force_ds_cpu_optimizer"] = False
     if "nvme" in (zero.offload_optimizer, zero.offload_parameters):
         config["aio"] = {
             "block_size": 1 << 20,
@@ -153,71 +155,90 @@ def derived(settings: TrainSettings, plan: BatchPlan, device: torch.device) -> d
     return config
 
 
-def precision(bf16: bool, stage: int) -> dict[str, Any]:
+def has_own_optimizer(zero: ZeroSettings, bf16: bool) -> bool:
+    """Whether DeepSpeed takes its optimizer for bf16, which reads other keys than those of ZeRO."""
+    return bf16 and zero.stage == 1 and zero.offload_optimizer == "none"
+
+
+def precision(bf16: bool, zero: ZeroSettings) -> dict[str, Any]:
     """Weights in bf16 have masters, sums of gradients and moments in fp32."""
     # DeepSpeed knows no fp32 sums in stage 0; there build_engine has torch make them.
-    sums = "bf16" if bf16 and stage == 0 else "fp32"
+    sums = "bf16" if bf16 and zero.stage == 0 else "fp32"
+    section: dict[str, Any] = {
+        "enabled": bf16,
+        "bf16_master_weights_and_grads": False,
+        "bf16_optimizer_states": False,
+    }
+    if has_own_optimizer(zero, bf16):
+        section["immediate_grad_update"] = False
+    elif bf16 and zero.stage:
+        section["check_grad_overflow"] = True  # else stage 2 would step on a gradient of nan
     return {
-        "bf16": {
-            "enabled": bf16,
-            "immediate_grad_update": False,
-            "check_grad_overflow": True,  # else stages 1 and 2 would step on a gradient of nan
-            "bf16_master_weights_and_grads": False,
-            "bf16_optimizer_states": False,
-        },
+        "bf16": section,
         "fp16": {"enabled": False},
         "torch_autocast": {"enabled": False},
         "data_types": {"grad_accum_dtype": sums, "keep_in_fp32_modules": []},
         # bf16 would round the sum of the ranks' gradients, the more of them the more.
         "communication_data_type": "fp32",
-        "seq_parallel_communication_data_type": "fp32",
     }
 
 
-def zero_section(zero: ZeroSettings, device: torch.device) -> dict[str, Any]:
-    """ZeRO's part of the configuration."""
-    section: dict[str, Any] = {
-        "stage": zero.stage,
+def zero_section(zero: ZeroSettings, device: torch.device, bf16: bool) -> dict[str, Any]:
+    """ZeRO's part of the configuration: the keys that the optimizer of this stage reads."""
+    section: dict[str, Any] = {"stage": zero.stage}
+    if zero.stage == 0:
+        return section
+    if has_own_optimizer(zero, bf16):
+        return section | {"allgather_bucket_size": ALLGATHER, "compute_grad_norm": True}
+    section |= {
         "contiguous_gradients": True,
         "overlap_comm": device.type == "cuda",
         "reduce_scatter": True,
         "reduce_bucket_size": BUCKET,
+    }
+    section |= stage_3_section() if zero.stage == 3 else stage_1_and_2_section()
+    if zero.stage == 3 and zero.offload_optimizer == "nvme":
+        section["sub_group_size"] = NVME_GROUP
+    return section | offload_sections(zero, device)
+
+
+def offload_sections(zero: ZeroSettings, device: torch.device) -> dict[str, Any]:
+    """What is offloaded, with the keys that are read for that place and stage."""
+    pinned = device.type == "cuda"
+    section: dict[str, Any] = {}
+    if zero.offload_optimizer != "none":
+        optimizer = offload_to(zero.offload_optimizer, zero.nvme_path, pinned)
+        if zero.stage == 3:
+            optimizer |= {"ratio": 1.0}
+        if zero.offload_optimizer == "nvme":
+            pipeline = {"pipeline_read": False, "pipeline_write": False}
+            optimizer |= {"buffer_count": 4, **pipeline, "fast_init": False}
+        section["offload_optimizer"] = optimizer
+    if zero.offload_parameters != "none":
+        parameters = offload_to(zero.offload_parameters, zero.nvme_path, pinned)
+        if zero.offload_parameters == "nvme":
+            parameters |= {"buffer_count": 5, "buffer_size": 100_000_000}
+            parameters |= {"max_in_cpu": 1_000_000_000}
+        section["offload_param"] = parameters
+    return section
+
+
+def stage_1_and_2_section() -> dict[str, Any]:
+    """What ZeRO 1 and 2 have beyond stage 3."""
+    return {
         "use_multi_rank_bucket_allreduce": True,
-        "allgather_partitions": True,
-        "allgather_bucket_size": 500_000_000,
+        "allgather_bucket_size": ALLGATHER,
         "round_robin_gradients": False,
         "parameter_alignment": False,
         "compute_grad_norm": True,
         "ignore_unused_parameters": True,
-        "load_from_fp32_weights": True,
-        "elastic_checkpoint": False,
-        "sub_group_size": NVME_GROUP if zero.offload_optimizer == "nvme" else 1_000_000_000,
     }
-    if zero.stage == 3:
-        section |= stage_3_section()
-    pinned = device.type == "cuda"
-    if zero.offload_optimizer != "none":
-        section["offload_optimizer"] = {
-            **offload_to(zero.offload_optimizer, zero.nvme_path, pinned),
-            "buffer_count": 4,
-            "pipeline_read": False,
-            "pipeline_write": False,
-            "fast_init": False,
-            "ratio": 1.0,
-        }
-    if zero.offload_parameters != "none":
-        section["offload_param"] = {
-            **offload_to(zero.offload_parameters, zero.nvme_path, pinned),
-            "buffer_count": 5,
-            "buffer_size": 100_000_000,
-            "max_in_cpu": 1_000_000_000,
-        }
-    return section
 
 
 def stage_3_section() -> dict[str, Any]:
     """What ZeRO 3 has beyond the other stages."""
     return {
+        "sub_group_size": 1_000_000_000,
         "stage3_prefetch_bucket_size": BUCKET,
         "stage3_param_persistence_threshold": 100_000,
         "stage3_model_persistence_threshold": (1 << 63) - 1,  # no bound but the one above
@@ -226,7 +247,6 @@ def stage_3_section() -> dict[str, Any]:
         "stage3_module_granularity_threshold": 0,
         "stage3_use_all_reduce_for_fetch_params": False,
         "stage3_allgather_sequential": False,
-        "stage3_gather_16bit_weights_on_model_save": False,
         "zero_hpz_partition_size": 1,
         "zero_quantized_weights": False,
         "zero_quantized_nontrainable_weights": False,
@@ -246,9 +266,13 @@ def offload_to(device: str, path: str | None, pinned: bool) -> dict[str, Any]:
 
 
 def reports() -> dict[str, Any]:
-    """All that DeepSpeed would print, time and write of its own: nothing."""
+    """All that DeepSpeed would print, time and write of its own: nothing.
+
+    `comms_logger` must not be here: the key turns it on, whatever stands in it.
+    """
     off = {"enabled": False}
     return {
+        "log_level": "error",
         "steps_per_print": 1 << 30,
         "wall_clock_breakdown": False,
         "memory_breakdown": False,
@@ -257,11 +281,9 @@ def reports() -> dict[str, Any]:
         # Waits for the device twice in every pass.
         "timers": {"throughput": {"enabled": False, "synchronized": False}},
         "flops_profiler": off,
-        "comms_logger": off,
         "tensorboard": off,
         "wandb": off,
         "csv_monitor": off,
         "comet": off,
         "compile": {"deepcompile": False},
-        "checkpoint": {"tag_validation": "Ignore", "load_universal": False},
     }

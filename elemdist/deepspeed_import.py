@@ -41,10 +41,30 @@ def import_deepspeed() -> Any:
     with no_collection():
         import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    keep_off_stdout()
     # An all-reduce for CPU inference; building it takes a C++ compiler and half a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def print_to_stderr(*values: object) -> None:
+    """Print to the standard error, as the standard output is for results."""
+    print(*values, file=sys.stderr)
+
+
+def keep_off_stdout() -> None:
+    """Send what DeepSpeed logs and prints to the standard error, and leave out its reports of
+    memory that nobody has asked for: five of every engine in bf16, each with a collection of
+    garbage."""
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.ERROR)
+    for handler in logger.handlers:
+        if type(handler) is logging.StreamHandler:  # its own, and no one's who listens
+            handler.setStream(sys.stderr)
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "deepspeed":
+            vars(module)["print"] = print_to_stderr
+    vars(sys.modules["deepspeed.runtime.bf16_optimizer"])["see_memory_usage"] = lambda *_, **__: 0
 
 
 def leave_out_muon() -> None:

@@ -42,7 +42,6 @@ OURS = {
 FIXED = (
     "managed_gradient_accumulation",
     "gradient_allreduce_op",
-    "disable_allgather",
     "zero_allow_untested_optimizer",
     "zero_force_ds_cpu_optimizer",
     "data_types",
@@ -52,10 +51,18 @@ FIXED = (
     "zero_optimization.zenflow",
     "zero_optimization.offload_optimizer.ratio",
     "zero_optimization.offload_optimizer.super_offload",
-    "zero_optimization.allgather_partitions",
     "zero_optimization.legacy_stage1",
     "zero_optimization.leaf_module",
 )
+# What cannot be, and why.
+REFUSED = {
+    "comms_logger": "is off in every run, and DeepSpeed would turn it on wherever the key stands,"
+    " enabled or not: each collective then waits for the device and is recorded for ever",
+}
+# What these print goes through DeepSpeed's log.
+LOGGED = ("steps_per_print", "dump_state", "timers")
+# Sections that do something only if they are enabled.
+SWITCHED = ("flops_profiler", "tensorboard", "csv_monitor", "comet", "timers.throughput")
 
 # These DeepSpeed reads one by one, without a model.
 FLOPS_PROFILER = tuple(
@@ -101,6 +108,8 @@ def check_own_keys(overrides: dict[str, Any]) -> None:
             raise UserError(
                 f"deepspeed: {key} follows from the setting {OURS[ours]}; set that instead"
             )
+        if (refused := beneath(key, REFUSED)) is not None:
+            raise UserError(f"deepspeed: {key}: {refused} {REFUSED[refused]}; leave it out")
         if beneath(key, FIXED) is not None:
             raise UserError(
                 f"deepspeed: {key} is fixed, as the sums of gradients and the checkpoints stand on"
@@ -118,32 +127,35 @@ def fields(prefix: str, model: Any) -> dict[str, str]:
     return names
 
 
-def known_keys(config: dict[str, Any]) -> dict[str, str]:
-    """Dotted key -> the same by the name that users know, of all that may be overridden: what
-    `config`, the derived configuration, states, and what else DeepSpeed's models of it have."""
-    from deepspeed.comm import config as comm
-    from deepspeed.monitor import config as monitor
+def keys_of_stages() -> dict[str, str]:
+    """Dotted key -> the same by the name that users know, of all that ZeRO and bf16 have at any
+    stage."""
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
     from deepspeed.runtime.zero import config as zero
 
-    known = {key: key for key in (*flat(config), *FLOPS_PROFILER)}
+    known = fields("bf16.", DeepSpeedBF16Config)
+    known |= fields("zero_optimization.", zero.DeepSpeedZeroConfig)
     for section, model in [
-        ("", zero.DeepSpeedZeroConfig),
-        ("offload_optimizer.", zero.DeepSpeedZeroOffloadOptimizerConfig),
-        ("offload_param.", zero.DeepSpeedZeroOffloadParamConfig),
+        ("offload_optimizer", zero.DeepSpeedZeroOffloadOptimizerConfig),
+        ("offload_param", zero.DeepSpeedZeroOffloadParamConfig),
     ]:
-        # Where nothing is offloaded there is nothing to adjust.
-        if not section.startswith("offload_") or section[:-1] in config["zero_optimization"]:
-            known |= fields(f"zero_optimization.{section}", model)
-    known |= fields("comms_logger.", comm.CommsLoggerConfig)
+        known |= fields(f"zero_optimization.{section}.", model)
+    return known
+
+
+def known_keys(config: dict[str, Any]) -> dict[str, str]:
+    """Dotted key -> the same by the name that users know, of all that may be overridden: what
+    `config`, the derived configuration, states, as a run reads nothing else of ZeRO's, and what
+    DeepSpeed's models of its monitors have."""
+    from deepspeed.monitor import config as monitor
+
+    stated = flat(config)
+    known = {key: key for key in (*stated, *FLOPS_PROFILER)}
+    known |= {key: name for key, name in keys_of_stages().items() if name in stated}
     known |= fields("tensorboard.", monitor.TensorBoardConfig)
     known |= fields("csv_monitor.", monitor.CSVConfig)
     known |= fields("comet.", monitor.CometConfig)
-    sections = ("offload_optimizer", "offload_param")
-    return {
-        key: name
-        for key, name in known.items()
-        if key not in OURS and key not in FIXED and key.rpartition(".")[2] not in sections
-    }
+    return {key: name for key, name in known.items() if key not in OURS and key not in FIXED}
 
 
 def overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -154,18 +166,44 @@ def overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, A
     """
     check_own_keys(overrides)
     known = known_keys(config)
-    result, stated = copy.deepcopy(config), flat(config)
-    for key, value in flat(overrides).items():
+    result, stated, wanted = copy.deepcopy(config), flat(config), flat(overrides)
+    for key, value in wanted.items():
         if key not in known:
-            raise UserError(f"deepspeed: there is no key {key}{hint(key, known)}")
+            raise UserError(f"deepspeed: {unknown(key, known, stated)}")
         check_value(key, value, stated.get(known[key]))
         *path, name = known[key].split(".")
         place = result
         for part in path:
             place = place.setdefault(part, {})
         place[name] = value
+    check_switches(wanted, result)
+    if "log_level" not in wanted and any(beneath(key, LOGGED) for key in wanted):
+        result["log_level"] = "info"  # else they would print nothing
     check_as_deepspeed(result)
     return result
+
+
+def unknown(key: str, known: Iterable[str], stated: dict[str, Any]) -> str:
+    """Why a key that is not known is refused."""
+    if key in keys_of_stages():
+        stage = stated["zero_optimization.stage"]
+        return (
+            f"{key} changes nothing in this run: with ZeRO {stage}, this precision and what is"
+            " offloaded, nothing reads it; leave it out"
+        )
+    return f"there is no key {key}{hint(key, known)}"
+
+
+def check_switches(wanted: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raises UserError on a key of a section of `config` that is not enabled."""
+    states = flat(config)
+    for key in wanted:
+        section, _, name = key.rpartition(".")
+        if section in SWITCHED and name != "enabled" and not states[f"{section}.enabled"]:
+            raise UserError(
+                f"deepspeed: {key} changes nothing without {section}.enabled: true; add that or"
+                " leave it out"
+            )
 
 
 def hint(key: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from elemdist.config import TrainSettings
+from elemdist.deepspeed_config import BUCKET
 from elemdist.model_config import ModelConfig
 from launcher.activations import Pass, kept_bytes, largest_temporary
 
@@ -129,8 +130,9 @@ def communication(case: Case) -> float:
     exchange = 3.0 * run.c * run.rows * case.config.model.width * run.shared
     if case.ranks == 1 and case.stage == 0:
         return exchange
-    buckets = 2 if case.stage in (1, 2) and case.zero["overlap_comm"] else 1
-    reduced = 4.0 * buckets * case.zero["reduce_bucket_size"]
+    buckets = 2 if case.stage in (1, 2) and case.zero.get("overlap_comm", True) else 1
+    # Where DeepSpeed's optimizer has no buckets, the engine's own are taken to be as large.
+    reduced = 4.0 * buckets * case.zero.get("reduce_bucket_size", BUCKET)
     if case.stage < 3:
         return exchange + reduced
     # A weight stays until its next use is further away than the reuse distance: from the forward

@@ -32,9 +32,11 @@ def run_cases(
 
 
 def train(argv: list[str], few_rows: bool = False) -> dict[str, Any]:
-    """Losses and norms of a few steps on made rows; `few_rows`: rank 1 has far fewer of them."""
+    """Losses and norms of a few steps on made rows, what DeepSpeed reads of its configuration, and
+    its records of collectives; `few_rows`: rank 1 has far fewer of them."""
     import torch
     import torch.distributed as dist
+    from deepspeed.comm import comm
 
     from elemdist.batch_plan import plan_batch
     from elemdist.commandline import parse
@@ -44,6 +46,7 @@ def train(argv: list[str], few_rows: bool = False) -> dict[str, Any]:
     from elemdist.model import Model
     from elemdist.model_config import model_config
     from elemdist.objectives import targets_of
+    from tests.deepspeed_reads import fields_read
 
     settings = parse(TrainSettings, [*COMMON, *argv], "test")
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -51,26 +54,28 @@ def train(argv: list[str], few_rows: bool = False) -> dict[str, Any]:
     config = model_config(settings, N, V)
     torch.manual_seed(1)
     ranks = Ranks(rank, rank, size, torch.device("cpu"))
-    engine = build_engine(Model(config, settings.memory), settings, plan, ranks)
-    losses, norms = [], []
-    for step in range(STEPS):
-        total = torch.zeros(())
-        for number in range(plan.passes):
-            micro = plan.samples(plan.micro_batch(rank, number))
-            batch = made_batch(step * SAMPLES, micro, few_rows and rank == 1)
-            target = targets_of(batch, config, 0.5, 1)
-            place = (batch.position_T, batch.segments)
-            nats_M, _ = engine(target.rows_TV, *place, target.select_M, target.target_MV)
-            loss = nats_M.sum() / (SAMPLES * N * V)
-            engine.backward(loss * size * plan.passes)
-            if not engine.is_gradient_accumulation_boundary():
-                engine.step()
-            total += loss.detach()
-        dist.all_reduce(total)
-        losses.append(float(total))
-        norms.append(Guard(settings.guard).step(engine)[0])
+    with fields_read() as read:
+        engine = build_engine(Model(config, settings.memory), settings, plan, ranks)
+        losses, norms = [], []
+        for step in range(STEPS):
+            total = torch.zeros(())
+            for number in range(plan.passes):
+                micro = plan.samples(plan.micro_batch(rank, number))
+                batch = made_batch(step * SAMPLES, micro, few_rows and rank == 1)
+                target = targets_of(batch, config, 0.5, 1)
+                place = (batch.position_T, batch.segments)
+                nats_M, _ = engine(target.rows_TV, *place, target.select_M, target.target_MV)
+                loss = nats_M.sum() / (SAMPLES * N * V)
+                engine.backward(loss * size * plan.passes)
+                if not engine.is_gradient_accumulation_boundary():
+                    engine.step()
+                total += loss.detach()
+            dist.all_reduce(total)
+            losses.append(float(total))
+            norms.append(Guard(settings.guard).step(engine)[0])
     engine.destroy()
-    return {"losses": losses, "norms": norms}
+    records = dict(comm.comms_logger.comms_dict)
+    return {"losses": losses, "norms": norms, "read": sorted(read), "records": records}
 
 
 def made_batch(first: int, micro: range, short: bool) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -42,6 +43,7 @@ def as_deepspeed_reads(config: dict):
     return DeepSpeedConfig(json.loads(config_text(config)))
 
 
+BOOLEAN = ("overlap_comm", "round_robin_gradients")
 OFFLOADED = [
     "--zero.stage", "3", "--zero.offload-optimizer", "nvme", "--zero.offload-parameters", "nvme",
     "--zero.nvme-path", "/fast",
@@ -63,7 +65,7 @@ def test_deepspeed_takes_every_stated_value(words, precision):
     assert (read.gradient_accumulation_steps, read.train_micro_batch_size_per_gpu) == (8, 4)
     assert not read.timers_config.enabled
     assert not read.monitor_config.enabled
-    assert not read.comms_config.comms_logger.enabled
+    assert not read.comms_config.comms_logger_enabled  # which the mere presence of its key sets
 
 
 def test_no_default_of_zero_is_left_to_deepspeed():
@@ -71,13 +73,15 @@ def test_no_default_of_zero_is_left_to_deepspeed():
     config = config_of(*OFFLOADED, "--precision", "bf16")
     read = as_deepspeed_reads(config)
     known = read.zero_config.model_dump(by_alias=True)
-    stated = config["zero_optimization"]
+    stated = {**config_of("--zero.stage", "2")["zero_optimization"], **config["zero_optimization"]}
     for key in ("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"):
         del known[key]  # the former names of the two offloads
     former = {"legacy_stage1", "stage3_gather_fp16_weights_on_model_save"}
-    not_ours = {"zenflow", "leaf_module", "pipeline_loading_checkpoint"}
-    muon = {"save_muon_momentum_buffer_in_memory"}
-    assert set(known) - set(stated) == former | not_ours | muon
+    not_ours = {"zenflow", "leaf_module", "save_muon_momentum_buffer_in_memory"}
+    # Of checkpoints that DeepSpeed writes or reads itself, and of a key that nothing reads.
+    unread = {"elastic_checkpoint", "load_from_fp32_weights", "pipeline_loading_checkpoint"}
+    unread |= {"stage3_gather_16bit_weights_on_model_save", "allgather_partitions"}
+    assert set(known) - set(stated) == former | not_ours | unread
     assert set(known["offload_param"]) == set(stated["offload_param"])
     superchip = {"super_offload", "cpuadam_cores_perc"}
     assert set(known["offload_optimizer"]) - superchip == set(stated["offload_optimizer"])
@@ -103,7 +107,8 @@ def test_overrides_dotted_and_nested_from_the_command_line_and_a_recipe(tmp_path
     ):
         config = config_of("--zero.stage", "3", *words)
         expected = {**plain["zero_optimization"], "overlap_comm": True}
-        assert config == {**plain, "zero_optimization": expected, "steps_per_print": 7}
+        logged = {"steps_per_print": 7, "log_level": "info"}
+        assert config == {**plain, "zero_optimization": expected, **logged}
     assert not plain["zero_optimization"]["overlap_comm"]
 
 
@@ -138,7 +143,25 @@ def test_a_key_by_either_of_its_names_is_one_key():
         ({"zero_optimization.sub_group_size": -1}, ["greater than or equal to 0"]),
         ({"zero_optimization.overlap_comm": "yes"}, ["'yes' does not fit", "true or false"]),
         ({"communication_data_type": "fp8"}, ["fp8"]),
-        ({"zero_optimization.offload_param.buffer_count": 2}, ["there is no key"]),
+        ({"zero_optimization.offload_param.buffer_count": 2}, ["changes nothing in this run"]),
+        ({"comms_logger.enabled": False}, ["comms_logger is off in every run", "leave it out"]),
+        ({"comms_logger": {}}, ["comms_logger is off in every run", "enabled or not"]),
+        ({"comms_logger": {"verbose": True}}, ["comms_logger is off in every run"]),
+        ({"disable_allgather": True}, ["there is no key disable_allgather"]),
+        ({"zero_optimization.allgather_partitions": False}, ["changes nothing in this run"]),
+        ({"zero_optimization.elastic_checkpoint": True}, ["changes nothing in this run"]),
+        ({"zero_optimization.round_robin_gradients": True}, ["changes nothing in this run"]),
+        ({"zero_optimization.offload_param.pin_memory": False}, ["changes nothing in this run"]),
+        ({"bf16.immediate_grad_update": True}, ["changes nothing in this run"]),
+        ({"zero_optimization.zenflow": {}}, ["is fixed"]),
+        ({"weight_quantization": {}}, ["there is no key weight_quantization"]),
+        ({"expert_parallel": {"enabled": False}}, ["there is no key expert_parallel"]),
+        ({"data_parallel_size": 1}, ["there is no key data_parallel_size"]),
+        ({"tensorboard": {"job_name": "a"}}, ["without tensorboard.enabled: true"]),
+        ({"csv_monitor.output_path": "a"}, ["without csv_monitor.enabled: true"]),
+        ({"comet.project": "a"}, ["without comet.enabled: true"]),
+        ({"flops_profiler.profile_step": 5}, ["without flops_profiler.enabled: true"]),
+        ({"timers.throughput.synchronized": True}, ["without timers.throughput.enabled: true"]),
         ({"bf16.immediate_grad_update": True, "bf16": {"immediate_grad_update": True}}, ["twice"]),
     ],
 )
@@ -150,6 +173,32 @@ def test_an_override_that_cannot_be_is_one_line(override, parts):
     assert message.startswith("deepspeed: ")
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
+def test_a_key_of_other_stages_is_refused(stage):
+    readers = {"overlap_comm": "123", "round_robin_gradients": "12", "sub_group_size": "3"}
+    readers |= {"stage3_prefetch_bucket_size": "3", "allgather_bucket_size": "12"}
+    for name, stages in readers.items():
+        value = json.dumps({"zero_optimization": {name: name in BOOLEAN or 1024}})
+        words = ["--zero.stage", stage, "--deepspeed", value]
+        if stage in stages:
+            assert config_of(*words)["zero_optimization"][name] in (True, 1024)
+        else:
+            with pytest.raises(UserError, match=f"{name} changes nothing in this run: with ZeRO"):
+                config_of(*words)
+
+
+def test_what_is_printed_on_request_is_printed():
+    for asked in (
+        {"steps_per_print": 7},
+        {"dump_state": True},
+        {"timers.throughput.enabled": True},
+    ):
+        assert config_of("--deepspeed", json.dumps(asked))["log_level"] == "info"
+    quiet = json.dumps({"steps_per_print": 7, "log_level": "error"})
+    assert config_of("--deepspeed", quiet)["log_level"] == "error"
+    assert config_of()["log_level"] == "error"
 
 
 @pytest.mark.parametrize(
@@ -198,3 +247,25 @@ def test_no_rank_loads_torchs_compiler(stage, packed, tmp_path):
         sys.executable, "-c", code, *words, "--data.train", packed / "train", **place
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_two_hundred_steps_leave_no_record_of_collectives_and_nothing_of_deepspeeds_on_stdout(
+    packed, tmp_path
+):
+    code = (
+        "import sys; from elemdist.train import main; assert main(sys.argv[1:]) == 0\n"
+        "from deepspeed.comm import comm\n"
+        "logger = comm.comms_logger\n"
+        "print('logger', logger.enabled, logger.comms_dict, comm.timers.timers)\n"
+    )
+    words = [*TINY, "--steps", "200", "--log-every", "100", "--precision", "bf16"]
+    words += ["--zero.stage", "1", "--run-dir", tmp_path / "run", "--data.train", packed / "train"]
+    place = rank_environment(0, 1, free_port())
+    done = run_command(sys.executable, "-c", code, *words, **place)
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    assert last == "logger False {} {}"
+    assert "DeepSpeed" not in done.stdout
+    assert not [
+        line for line in lines if re.match(r"\[|MA |CPU Virtual|begin|end|before|after", line)
+    ]

@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
+from elemdist.deepspeed_overrides import flat
+from tests.deepspeed_reads import field_of
 from tests.engine_ranks import run_cases
+from tests.test_deepspeed_config import config_of
 
 Z3_BARE = '{"zero_optimization.stage3_param_persistence_threshold": 0}'
 
@@ -27,13 +30,23 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_all_stages_learn_alike_in_both_precisions(stages):
     for precision, exact in (("fp32", 1e-6), ("bf16", 2e-6)):
         expected, other = stages[f"{precision} 1"]
-        assert expected == other, "all ranks know the same norms and losses"
+        for name in ("norms", "losses"):
+            assert expected[name] == other[name], "all ranks know the same norms and losses"
         for stage in (0, 2, 3):
             found = stages[f"{precision} {stage}"][0]
             # Stage 0 takes the norm, which only clips here, of gradients that are rounded to bf16.
             close = 1e-3 if (precision, stage) == ("bf16", 0) else 1e-5
             assert found["norms"] == pytest.approx(expected["norms"], rel=close)
             assert found["losses"] == pytest.approx(expected["losses"], rel=exact), stage
+
+
+def test_deepspeed_reads_all_that_it_is_given_and_records_no_collective(stages):
+    for name, found in stages.items():
+        precision, stage = name.split()
+        config = config_of("--zero.stage", stage, "--precision", precision)
+        read = {*found[0]["read"], "synchronized"}  # which counts where a timer is enabled
+        assert [key for key in flat(config) if field_of(key) not in read] == [], name
+        assert [one["records"] for one in found] == [{}, {}]
 
 
 def test_bf16_learns_as_fp32_does(stages):
