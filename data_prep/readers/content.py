@@ -64,6 +64,9 @@ def checked(chunks: Iterator[bytes], source: Source, start: int) -> Iterator[byt
     """
     first = next(chunks, b"")
     problem = "" if start else advice(first[:LOOK_BYTES], source)
+    if problem and source.live:  # the command would name a file that is not there
+        what = problem.partition(": ")[0]
+        raise DamagedError(f"{what}: pipe its plain text, or name a file that holds it")
     if problem:
         raise DamagedError(problem)
     if first:

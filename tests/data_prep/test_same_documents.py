@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import lzma
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from data_prep.shard import run
 from elemdist.errors import UserError
 from elemdist.text_input import for_verb
 from tests.bench.rounds import user_text
+from tests.conftest import REPOSITORY
 
 RECORDS = [json.dumps({"id": k, "text": f"wheat corn {k}"}).encode() for k in range(5)]
 LINES = b"\n".join(RECORDS) + b"\n"
@@ -229,3 +232,30 @@ def test_benchmarks_take_text_by_the_same_readers(tmp_path: Path) -> None:
 )
 def test_settings_are_named_as_the_verb_has_them(message: str, expected: str) -> None:
     assert expected in str(for_verb(UserError(message)))
+
+
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [
+        (gzip.compress(b"one\n"), "holds .gz data: pipe its plain text"),
+        ("one two\n".encode("utf-16"), "is UTF-16, not UTF-8: pipe its plain text"),
+        (b"one\n\xff\n", "standard input, line 2: invalid UTF-8"),
+    ],
+    ids=["gzip", "UTF-16", "invalid"],
+)
+def test_a_pipe_that_holds_something_else(data: bytes, part: str) -> None:
+    code = "from data_prep.readers.stream import *; print(*open_documents(['-'], document='line'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=data, capture_output=True, cwd=REPOSITORY
+    )
+    assert part in done.stdout.decode(), done.stderr
+    assert " - " not in done.stdout.decode()
+
+
+def test_a_closed_standard_input() -> None:
+    code = (
+        "import sys; sys.stdin = None; from data_prep.readers.stream import *;"
+        "print(*open_documents(['-']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=REPOSITORY)
+    assert b"cannot read standard input: it is closed" in done.stderr
