@@ -115,10 +115,6 @@ class Plan:
 
     def __init__(self, settings: ShardSettings, items: list[Item]) -> None:
         self.settings = {key: value for key, value in asdict(settings).items() if key not in FREE}
-        if settings.input.label_names is not None:  # what is in the file, not only its name
-            from data_prep.readers.labels import names_in
-
-            self.settings["label_names"] = names_in(settings.input.label_names)
         found = {part.source.path: part.source for item in items for part in item.parts}
         self.sources = [asdict(source) for source in found.values()]
         parts = [
@@ -126,7 +122,12 @@ class Plan:
             for item in items
             for part in item.parts
         ]
-        text = json_text([self.settings, self.sources, parts], sort_keys=True)
+        names: list[list[str]] = []
+        if settings.input.label_names is not None:  # what is in the file, not only its name
+            from data_prep.readers.labels import names_in
+
+            names = [names_in(settings.input.label_names)]
+        text = json_text([self.settings, self.sources, parts, *names], sort_keys=True)
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def to_json(self) -> bytes:

@@ -286,6 +286,9 @@ def test_multi_hot(tmp_path: Path, kind: str, ending: str) -> None:
     assert labels_BL is not None
     assert labels_BL.tolist() == [[0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]
     assert manifest["noted"] == {"documents without a label": 1}
+    names.write_text("zebra\nbee\nant\ncat\n")  # not the same plan any more
+    with pytest.raises(UserError, match="is not empty"):
+        run([path], tmp_path / "out", input=input)
     input.label_names = None
     (manifest,) = run([path], tmp_path / "numbers", input=input)
     assert manifest["labels"] == ["0", "1", "3"]
