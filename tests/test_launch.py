@@ -74,6 +74,12 @@ def test_a_rank_that_is_killed_costs_an_attempt_and_a_run_ends_as_it_would(packe
     assert status["step"] >= 20
     os.kill(ranks_of(run)[-1], signal.SIGKILL)
     assert process.wait(300) == 0, log.read_text()
+    shown = log.read_text()
+    assert f"follows, and stays in {run}/attempts" in shown
+    for number in (1, 2):
+        part = shown.partition(f"attempt {number} on ")[2].partition(f"attempt {number} ended")[0]
+        kept = Attempt(run, number).folder / "rank-00000.log"
+        assert kept.read_text() in part, "all that the ranks printed, as it came"
     same_run(run, tmp_path / "plain", STEPS)
     end = Attempt(run, 1).read("end")
     assert (numbers(run), end["kind"]) == ([1, 2], "lost rank")
@@ -96,6 +102,7 @@ def test_cancel_saves_and_now_does_not_and_resume_goes_on(packed, tmp_path):
     saved = newest_step(run)
     assert saved >= 20
     assert f"stopped after step {saved}, checkpoint of step {saved}" in out.stdout
+    assert "elemdist cancel" in log.read_text()
     process = subprocess.Popen([ELEMDIST, "resume", run], cwd=REPOSITORY)
     wait_until(
         lambda: len(numbers(run)) > 1 and f"step {saved + 20}/" in rank_log(run),

@@ -13,7 +13,10 @@ from launcher.own_job import OwnJob, own_job
 from launcher.places import InJob
 from launcher.run_jobs import job_name, jobs_of, note_jobs
 from launcher.settings import LaunchSettings
+from launcher.supervise import is_local
+from launcher.supervise import run as supervise
 
+STEP = {"SLURM_JOB_ID": "71", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
 NOISE = "echo 'site: maintenance | on \xff Monday' ; echo 'slurm: warning' >&2; "
 
 
@@ -30,7 +33,7 @@ def command(tmp_path, monkeypatch):
     return put
 
 
-def refusal(ask, *words: str) -> str:
+def refusal(ask, *words: object) -> str:
     with pytest.raises(UserError) as caught:
         ask(*words)
     assert "\n" not in str(caught.value)
@@ -202,3 +205,24 @@ def test_the_gpus_that_are_seen(visible, expected, monkeypatch):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert count_gpus() == expected
+
+
+def test_supervisors_that_srun_has_started_side_by_side_are_refused(monkeypatch, tmp_path):
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("elemdist.slurm_ranks.step_of_process", lambda _: "71.0")
+    told = refusal(supervise, ["--run-dir", str(tmp_path / "run")], None)
+    assert "srun has started several of this" in told
+    assert "sbatch" in told
+
+
+def test_a_shell_with_the_number_of_some_job_is_in_none(monkeypatch, tmp_path, command):
+    """Nor does it wait for its controller, as a job does."""
+    monkeypatch.setenv("SLURM_JOB_ID", "71")
+    monkeypatch.setattr("launcher.supervise.step_of_process", lambda _: "")
+    command("scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    told = refusal(supervise, ["--run-dir", str(tmp_path / "run")], None)
+    assert "scontrol reaches no SLURM from here" in told
+    assert is_local(["--local", "--run-dir", "x"])
+    assert is_local(["--help"])
+    assert not is_local(["/runs/tasks/%a.yaml"])
