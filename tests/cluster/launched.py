@@ -29,6 +29,17 @@ RUN = [
     "--batch.micro-samples", "2",
 ]  # fmt: skip
 NODES_2 = ["--nodes", "2", "--ranks-per-node", "2", "--retry.pause-s", "1"]
+# What a shell within another job, or within ranks, may have.
+SURROUNDED = {
+    "SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0", "RANK": "3",
+    "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1", "LOCAL_RANK": "3",
+    "SLURM_MEM_PER_NODE": "99999999", "SLURM_CPUS_PER_TASK": "64", "SLURM_NTASKS_PER_NODE": "7",
+    "SLURM_GPUS_PER_NODE": "9", "SLURM_RESTART_COUNT": "3", "SBATCH_TIMELIMIT": "1",
+    "SBATCH_MEM_PER_CPU": "100T", "SBATCH_PARTITION": "none", "SQUEUE_FORMAT": "%j",
+    "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "203.0.113.7", "MASTER_PORT": "9",
+    "TORCHELASTIC_USE_AGENT_STORE": "True", "OMPI_COMM_WORLD_SIZE": "4", "PMI_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "1", "PMI_RANK": "1", "CUDA_VISIBLE_DEVICES": "7",
+}  # fmt: skip
 ONE_EACH = ["--ranks-per-node", "1"]  # where it is about nodes: half of the starts
 
 

@@ -22,24 +22,12 @@ from elemdist.attempts import Attempt
 from elemdist.stop import read_end
 from launcher.progress import newest_step
 from tests.cluster.cluster import Cluster
-from tests.cluster.launched import LONG_S, ONE_EACH, RUN, STEPS, Run, nothing_is_left
+from tests.cluster.launched import LONG_S, ONE_EACH, RUN, STEPS, SURROUNDED, Run, nothing_is_left
 from tests.conftest import wait_until
 from tests.forked import train
 from tests.shard_sets import flip
 from tests.test_attempts import tree
 from tests.test_elastic import same_run
-
-# What a shell within another job, or within ranks, may have.
-SURROUNDED = {
-    "SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0", "RANK": "3",
-    "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1", "LOCAL_RANK": "3",
-    "SLURM_MEM_PER_NODE": "99999999", "SLURM_CPUS_PER_TASK": "64", "SLURM_NTASKS_PER_NODE": "7",
-    "SLURM_GPUS_PER_NODE": "9", "SLURM_RESTART_COUNT": "3", "SBATCH_TIMELIMIT": "1",
-    "SBATCH_MEM_PER_CPU": "100T", "SBATCH_PARTITION": "none", "SQUEUE_FORMAT": "%j",
-    "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "203.0.113.7", "MASTER_PORT": "9",
-    "TORCHELASTIC_USE_AGENT_STORE": "True", "OMPI_COMM_WORLD_SIZE": "4", "PMI_SIZE": "4",
-    "OMPI_COMM_WORLD_RANK": "1", "PMI_RANK": "1", "CUDA_VISIBLE_DEVICES": "7",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.cluster.cluster import Cluster
+from tests.cluster.launched import SURROUNDED
 from tests.conftest import elemdist, wait_until
 from tests.data_prep.corpora import MANY, files_of, write_corpus
 
@@ -15,6 +16,7 @@ def submit(cluster: Cluster, corpus: Path, out: Path) -> str:
     done = cluster.command(
         "sbatch", "--parsable", f"--output={log}", "--cpus-per-task=1",
         "slurm/shard.sbatch", str(corpus), "--out", str(out), *MANY,
+        **{name: x for name, x in SURROUNDED.items() if not name.startswith("SBATCH_")},
         PARTS="4", ARRAY_OPTIONS=f"--cpus-per-task=1 --output={cluster.folder}/part-%A_%a.log",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
