@@ -104,7 +104,7 @@ class Losses:
 
     def _line(self, reason: str) -> str:
         names = self.examples.get(reason, [])
-        more = ", ..." if names and self.counts[reason] > len(names) else ""
+        more = ", ..." if len(names) == EXAMPLES < self.counts[reason] else ""
         where = f" ({', '.join(names)}{more})" if names else ""
         return f"{reason}: {self.counts[reason]:,}{where}"
 

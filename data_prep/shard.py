@@ -164,6 +164,9 @@ def describe(summary: ShardSummary) -> str:
     lines = [summary.message] if summary.message else []
     for folder, manifest in zip(summary.folders, summary.manifests, strict=False):
         counts = manifest["counts"]
+        if not counts["documents"]:
+            lines.append(f"{folder}: no document")
+            continue
         lines.append(
             f"{folder}: {counted(counts['documents'], 'document')}, "
             f"{counted(counts['text_bytes'], 'byte')} of text, {counted(counts['rows'], 'row')}, "

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 
-from data_prep.documents import Source
+from data_prep.documents import STDIN, Source
 from data_prep.readers.unpack import DamagedError
 from elemdist.remote import public
 
@@ -79,11 +79,9 @@ def advice(head: bytes, source: Source) -> str:
     path, packed = public(source.path), source.compression
     for magic, ending in PACKED.items():
         if head.startswith(magic):
-            if packed:
-                return f"is compressed twice: {_through(path, packed)} > {_named(path, '')}"
-            return f"holds {ending} data: {shlex.join(['mv', path, path + ending])}"
+            return _packed_advice(path, packed, ending)
     if head.startswith(b"BZh") and head[4:10] == b"1AY&SY":
-        return f"holds .bz2 data: {shlex.join(['mv', path, path + '.bz2'])}"
+        return _packed_advice(path, packed, ".bz2")
     if head.startswith(b"PK\x03\x04"):
         return zip_advice(path)
     if head.startswith(b"FEA1"):
@@ -98,10 +96,8 @@ def advice(head: bytes, source: Source) -> str:
             return f"is {what}"
     encoding = _encoding(head)
     if encoding:
-        command = (
-            f"{_through(path, packed)} | iconv -f {encoding} -t UTF-8 > {_named(path, '.utf8')}"
-        )
-        return f"is {encoding}, not UTF-8: {command}"
+        command = f"iconv -f {encoding} -t UTF-8"
+        return f"is {encoding}, not UTF-8: {_through(path, packed, command, _named(path, '.utf8'))}"
     return _json_advice(head, path, packed) if source.format == "jsonl" else ""
 
 
@@ -130,7 +126,7 @@ def _json_advice(head: bytes, path: str, packed: str) -> str:
         return ""
     command = shlex.join(["python3", "-c", f"import json, sys; {code}"])
     out = shlex.quote(f"{_stem(path)}.lines.jsonl")
-    return f"holds {what}, not one record a line: {_through(path, packed)} | {command} > {out}"
+    return f"holds {what}, not one record a line: {_through(path, packed, command, out)}"
 
 
 def _encoding(head: bytes) -> str:
@@ -167,6 +163,23 @@ def _plain(path: str) -> str:
     return f"{stem}.v2{last}"
 
 
-def _through(path: str, packed: str) -> str:
-    """The command that writes what a file holds."""
-    return f"{UNPACK[packed]} -dc {shlex.quote(path)}" if packed else f"cat {shlex.quote(path)}"
+def _packed_advice(path: str, packed: str, ending: str) -> str:
+    """What to do with compressed data that the name does not tell."""
+    if _is_piped(path):
+        return f"holds {ending} data: pipe it through {UNPACK[ending]} -dc"
+    if packed:
+        return f"is compressed twice: {UNPACK[packed]} -dc {shlex.quote(path)} > {_named(path, '')}"
+    return f"holds {ending} data: {shlex.join(['mv', path, path + ending])}"
+
+
+def _is_piped(path: str) -> bool:
+    """Return True for standard input, also as shard keeps it."""
+    return path == STDIN or path.endswith("/.elemdist/stdin")
+
+
+def _through(path: str, packed: str, command: str, out: str) -> str:
+    """The command that sends what a file holds through another one, to a file beside it."""
+    if _is_piped(path):
+        return f"pipe it through {command}"
+    unpack = f"{UNPACK[packed]} -dc" if packed else "cat"
+    return f"{unpack} {shlex.quote(path)} | {command} > {out}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from data_prep.settings import InputSettings
 from elemdist.errors import UserError
 
 HOT = {"0": False, "1": True, "0.0": False, "1.0": True, "False": False, "True": True}
+LIST_TEXT = re.compile(r"""\[(.*[,'"].*|[01. ]+)\]""", re.DOTALL)
 HINT = (
     "a list with 0 or 1 for each label is read by --input.labels-as multi_hot and "
     "--input.label-names FILE (a name a line)"
@@ -45,6 +47,12 @@ class LabelReader:
         Raises:
             RecordError: the value is none of these.
         """
+        if isinstance(value, str) and LIST_TEXT.fullmatch(value.strip()):
+            raise RecordError(
+                f"{field} holds a list that is written as text, {value[:20]!r}: write a list, or "
+                f"the labels with --input.labels-separator between them",
+                WRONG_TYPE,
+            )
         if self._separator is not None and isinstance(value, str):
             parts = value.split(self._separator)
             value = [label for part in parts if (label := part.strip())]
@@ -57,6 +65,8 @@ class LabelReader:
                 problem = f"{field} holds {kind(label)}: labels are strings or integers{hint}"
                 raise RecordError(problem, reason_of(label))
         found = [str(label) for label in labels]
+        if not all(found):
+            raise RecordError(f"{field} holds an empty text, which names no label", WRONG_TYPE)
         if len(found) > 1 and found[0] in HOT and len(set(found)) < len(found) and _is_hot(found):
             raise RecordError(f"{field} names the label {found[0]} twice: {HINT}", WRONG_TYPE)
         return found if self.names is None else self._named(found)

@@ -20,8 +20,10 @@ import pytest
 import zstandard
 from reading import read
 
+from data_prep.documents import Source
 from data_prep.losses import Losses
 from data_prep.readers import sources
+from data_prep.readers.content import advice
 from data_prep.settings import InputSettings
 from elemdist.errors import UserError
 
@@ -263,3 +265,11 @@ def test_a_file_that_is_reached_twice_is_read_once(
         assert losses.counts == {"inputs that were named before": 1}
         with pytest.raises(UserError, match="strict: inputs that were named before: 1"):
             sources.find_sources(inputs, InputSettings(), Losses(strict=True))
+
+
+def test_what_is_piped_gets_a_filter() -> None:
+    source = Source("-", "jsonl", "", 0, "live")
+    assert advice(gzip.compress(b"x"), source) == "holds .gz data: pipe it through gzip -dc"
+    wanted = "is UTF-16, not UTF-8: pipe it through iconv -f UTF-16 -t UTF-8"
+    assert advice("text".encode("utf-16"), source) == wanted
+    assert "pipe it through python3 -c" in advice(b"[1]", source)

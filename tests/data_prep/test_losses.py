@@ -247,6 +247,7 @@ def test_empty_sets_are_said(tmp_path: Path, capsys: Any) -> None:
     told = capsys.readouterr()
     for name in ("val", "test"):
         assert f"warning: {tmp_path}/out/{name} is empty: no document went there" in told.err
+    assert f"{tmp_path}/out/val: no document\n" in told.out
     assert "1 document, 3 bytes of text, 2 rows, 1 sample of" in told.out
     assert "1 documents" not in told.out
 
@@ -329,3 +330,30 @@ def test_class_names_out_of_the_metadata_of_parquet(tmp_path: Path) -> None:
         "documents without a label": 1,
         "labels -1, which stand for no class": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ("", "an empty text"),
+        (["a", ""], "an empty text"),
+        ("['a', 'b']", "a list that is written as text"),
+        ('["a"]', "a list that is written as text"),
+        ("[0, 1, 0]", "a list that is written as text"),
+        ("[0. 1. 0.]", "a list that is written as text"),
+        (None, "holds null"),
+        ([None], "holds null"),
+        ([["a"]], "holds a list"),
+        ({"a": 1}, "holds an object"),
+        (1.5, "holds a number"),
+        (True, "true or false"),
+    ],
+)
+def test_labels_that_are_none(tmp_path: Path, labels: Any, problem: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines_of({"text": "x", "labels": labels}))
+    with pytest.raises(UserError, match=problem):
+        run([path], tmp_path / "out", input=InputSettings(labels_field="labels"))
+    path.write_text(lines_of({"text": "x", "labels": ["[UNK]", "a, b"]}))
+    (manifest,) = run([path], tmp_path / "good", input=InputSettings(labels_field="labels"))
+    assert manifest["labels"] == ["[UNK]", "a, b"]
