@@ -14,8 +14,9 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from elemdist.errors import UserError
 from elemdist.ports import PORTS
@@ -127,14 +128,20 @@ def numbers_of(text: str) -> list[str]:
     return found
 
 
+def run_twice(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command, once more where a signal ended it: when a job ends, SLURM asks all of its
+    processes to. Raises as subprocess.run does."""
+    options |= {"capture_output": True, "text": True, "errors": "replace"}
+    done = subprocess.run(words, **options)
+    return done if done.returncode >= 0 else subprocess.run(words, **options)
+
+
 def addresses_of(nodes: str) -> dict[str, str]:
     """Where each of these nodes is reached: its address in SLURM's configuration, which may differ
     from its name. `nodes` in SLURM's short form. Raises UserError."""
     words = ["scontrol", "show", "node", nodes, "--oneliner"]
     try:
-        done = subprocess.run(
-            words, capture_output=True, text=True, errors="replace", timeout=SCONTROL_S
-        )
+        done = run_twice(words, timeout=SCONTROL_S)
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"scontrol cannot be run to find {nodes}: {error}") from None
     found = dict(re.findall(r"^NodeName=(\S+).*?\bNodeAddr=(\S+)", done.stdout, re.MULTILINE))

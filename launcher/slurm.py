@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from elemdist.errors import UserError, nearest
 from elemdist.rank_variables import without_ranks
+from elemdist.slurm_ranks import run_twice
 
 TIMEOUT_S = 60
 # Of a job that holds nodes, waits for some, or will be put back into the queue.
@@ -84,10 +85,8 @@ def call(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
     Unreachable where SLURM does not answer."""
     environment = clean_environment() | more
     try:
-        done = subprocess.run(
-            words, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S,
-            env=environment, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        options = {"timeout": TIMEOUT_S, "env": environment, "stdin": subprocess.DEVNULL}
+        done = run_twice(words, **options)
     except OSError as error:
         raise UserError(absent(words[0], error)) from None
     except subprocess.TimeoutExpired:

@@ -7,6 +7,7 @@ import pytest
 
 from elemdist.attempts import Attempt
 from elemdist.errors import UserError
+from elemdist.slurm_ranks import addresses_of
 from launcher import slurm
 from launcher.local import count_gpus
 from launcher.own_job import OwnJob, own_job
@@ -75,6 +76,16 @@ def test_a_slow_one_and_one_without_a_controller_do_not_answer(command, monkeypa
         slurm.partitions()
     command("sbatch", "echo 'sbatch: error: QOS is over its limit' >&2; exit 1")
     assert refusal(lambda: slurm.submit([], {})) == "sbatch: QOS is over its limit"
+
+
+def test_one_that_is_ended_with_the_job_is_asked_once_more(command, tmp_path):
+    """SLURM's signal reaches all that runs in a job."""
+    first = f"[ -e '{tmp_path}/asked' ] || {{ : > '{tmp_path}/asked'; kill -TERM $$; }}; "
+    command("squeue", f"{first} echo '71|a-run|RUNNING|None|n1|1:00|now'")
+    assert [job.id for job in slurm.jobs()] == ["71"]
+    (tmp_path / "asked").unlink()
+    command("scontrol", f"{first} echo 'NodeName=n1 Arch=x86_64 NodeAddr=10.0.0.1 Port=1'")
+    assert addresses_of("n1") == {"n1": "10.0.0.1"}
 
 
 @pytest.mark.parametrize("printed", ["71", "71;theirs"])
