@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 
-from data_prep.documents import STDIN, Source
+from data_prep.documents import Source
 from data_prep.readers.unpack import DamagedError
 from elemdist.remote import public
 
@@ -40,6 +40,8 @@ MARKS = {  # longer ones first: a mark of UTF-32 begins with one of UTF-16
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+STDIN_COPY = ".elemdist/stdin"  # as `shard` keeps it
+NAME_FILE = "name a file that holds it"
 OFFICE = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".epub")
 SHORTEST = 8  # bytes that tell an encoding without a mark
 # Without a mark: bytes of a character, which of them varies, and which ones are controls.
@@ -64,9 +66,6 @@ def checked(chunks: Iterator[bytes], source: Source, start: int) -> Iterator[byt
     """
     first = next(chunks, b"")
     problem = "" if start else advice(first[:LOOK_BYTES], source)
-    if problem and source.live:  # the command would name a file that is not there
-        what = problem.partition(": ")[0]
-        raise DamagedError(f"{what}: pipe its plain text, or name a file that holds it")
     if problem:
         raise DamagedError(problem)
     if first:
@@ -76,7 +75,8 @@ def checked(chunks: Iterator[bytes], source: Source, start: int) -> Iterator[byt
 
 def advice(head: bytes, source: Source) -> str:
     """What a file is that begins so, and what to do; "" if it may be text of its format."""
-    path, packed = public(source.path), source.compression
+    piped = source.live or source.path.endswith(f"/{STDIN_COPY}")
+    path, packed = "" if piped else public(source.path), source.compression
     for magic, ending in PACKED.items():
         if head.startswith(magic):
             return _packed_advice(path, packed, ending)
@@ -88,7 +88,7 @@ def advice(head: bytes, source: Source) -> str:
         return feather_advice(path)
     for magic, format in OTHERS.items():
         if head.startswith(magic) and format != source.format:
-            return f"holds {format}: --input.format {format}"
+            return f"holds {format}: {f'--input.format {format}' if path else NAME_FILE}"
     if head[257:262] == b"ustar" and source.format != "tar":
         return "holds a tar archive: --input.format tar"
     for magic, what in FOREIGN.items():
@@ -102,7 +102,9 @@ def advice(head: bytes, source: Source) -> str:
 
 
 def zip_advice(path: str) -> str:
-    """What to do with a zip archive."""
+    """What to do with a zip archive; path "" stands for a pipe, here and below."""
+    if not path:
+        return f"is a zip archive: {NAME_FILE}"
     if path.lower().endswith(OFFICE):
         return "is a document of an office program: save it as text there"
     folder = os.path.splitext(path)[0] + "_files"
@@ -111,6 +113,8 @@ def zip_advice(path: str) -> str:
 
 def feather_advice(path: str) -> str:
     """What to do with a Feather file of version 1."""
+    if not path:
+        return f"is Feather of version 1: {NAME_FILE}"
     code = f"import pyarrow.feather as f; f.write_feather(f.read_table({path!r}), {_plain(path)!r})"
     return f"is Feather of version 1: {shlex.join([sys.executable, '-c', code])}"
 
@@ -165,21 +169,16 @@ def _plain(path: str) -> str:
 
 def _packed_advice(path: str, packed: str, ending: str) -> str:
     """What to do with compressed data that the name does not tell."""
-    if _is_piped(path):
+    if not path:
         return f"holds {ending} data: pipe it through {UNPACK[ending]} -dc"
     if packed:
         return f"is compressed twice: {UNPACK[packed]} -dc {shlex.quote(path)} > {_named(path, '')}"
     return f"holds {ending} data: {shlex.join(['mv', path, path + ending])}"
 
 
-def _is_piped(path: str) -> bool:
-    """Return True for standard input, also as shard keeps it."""
-    return path == STDIN or path.endswith("/.elemdist/stdin")
-
-
 def _through(path: str, packed: str, command: str, out: str) -> str:
     """The command that sends what a file holds through another one, to a file beside it."""
-    if _is_piped(path):
+    if not path:
         return f"pipe it through {command}"
     unpack = f"{UNPACK[packed]} -dc" if packed else "cat"
     return f"{unpack} {shlex.quote(path)} | {command} > {out}"

@@ -237,8 +237,11 @@ def test_settings_are_named_as_the_verb_has_them(message: str, expected: str) ->
 @pytest.mark.parametrize(
     ("data", "part"),
     [
-        (gzip.compress(b"one\n"), "holds .gz data: pipe its plain text"),
-        ("one two\n".encode("utf-16"), "is UTF-16, not UTF-8: pipe its plain text"),
+        (gzip.compress(b"one\n"), "holds .gz data: pipe it through gzip -dc"),
+        (
+            "one two\n".encode("utf-16"),
+            "is UTF-16, not UTF-8: pipe it through iconv -f UTF-16 -t UTF-8",
+        ),
         (b"one\n\xff\n", "standard input, line 2: invalid UTF-8"),
     ],
     ids=["gzip", "UTF-16", "invalid"],
