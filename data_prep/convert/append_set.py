@@ -69,6 +69,7 @@ def append(settings: ConvertSettings, folders: list[MdsFolder]) -> str:
             staged(settings, target, stage, list(new.values())),
             list(new.values()),
             Choice(verify=settings.verify),
+            Losses(),
         )
         merge(store, stage)
     now = MdsFolder(path)

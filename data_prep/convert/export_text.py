@@ -15,11 +15,11 @@ import zstandard
 from data_prep.convert.plan import bounds_of
 from data_prep.convert.settings import ConvertSettings
 from data_prep.documents import Part, Problems, Source, notes_of
-from data_prep.losses import NOT_CHOSEN
+from data_prep.losses import NOT_CHOSEN, Losses
 from data_prep.progress import Progress
 from data_prep.readers import mds as mds_read
 from data_prep.readers.mds_files import MdsFolder
-from data_prep.readers.mds_rows import losses
+from data_prep.readers.mds_rows import losses as losses_of
 from data_prep.readers.task import ReadTask
 from data_prep.settings import MIB, InputSettings, ShardSettings, check
 from data_prep.store import write_error
@@ -46,8 +46,11 @@ class Writer(Protocol):
         """Writes what is still held back."""
 
 
-def export(settings: ConvertSettings, folders: list[MdsFolder]) -> None:
+def export(settings: ConvertSettings, folders: list[MdsFolder], losses: Losses) -> None:
     """Writes the documents of sets to a file, which appears when it is complete.
+
+    Args:
+        losses: what is left out already.
 
     Raises:
         UserError: a mistake in the settings, a damaged set, or a full disk.
@@ -60,6 +63,7 @@ def export(settings: ConvertSettings, folders: list[MdsFolder]) -> None:
     progress = Progress("convert", sum(part.weight for part in parts), settings.quiet)
     problems = Problems(run.on_error == "skip", _reject, run.strict)
     left = sum(folder.samples for folder in folders) - sum(one.end - one.start for one in parts)
+    problems.losses.update(losses)
     problems.losses.add(NOT_CHOSEN, count=left)
     documents = size = 0
     try:
@@ -261,7 +265,7 @@ class ParquetText:
 def tell_losses(folders: list[MdsFolder]) -> None:
     """Says on standard error which sets lost text when they were made."""
     for folder in folders:
-        documents, size = losses(folder.manifest) if folder.manifest is not None else (0, 0)
+        documents, size = losses_of(folder.manifest) if folder.manifest is not None else (0, 0)
         if documents:
             print(
                 f"elemdist convert: {folder.name}: {counted(documents, 'document')} had been cut "

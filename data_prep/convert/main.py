@@ -10,6 +10,7 @@ shards them anew.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from data_prep.convert.settings import ConvertSettings
@@ -42,9 +43,18 @@ def run(settings: ConvertSettings) -> None:
         raise UserError("no output: --out names what to write, --append the set to add to")
     if not settings.sets:
         raise UserError("no input: name one or several shard sets")
+    from data_prep.losses import TWICE, Losses
     from data_prep.readers.mds_files import MdsFolder
+    from data_prep.readers.sources import identity
 
-    folders = [MdsFolder(path) for path in settings.sets]
+    losses = Losses(settings.strict)
+    taken: dict[object, MdsFolder] = {}
+    for path in settings.sets:
+        folder = MdsFolder(path)
+        if taken.setdefault(identity(path), folder) is not folder:
+            losses.add(TWICE, folder.name)
+    folders = list(taken.values())
+    settings = replace(settings, sets=[folder.path for folder in folders])
     if settings.append is not None:
         from data_prep.convert.append_set import append
 
@@ -55,11 +65,11 @@ def run(settings: ConvertSettings) -> None:
     if settings.to != "shards":
         from data_prep.convert.export_text import export
 
-        export(settings, folders)
+        export(settings, folders, losses)
         return
     from data_prep.convert.plan import make
     from data_prep.shard import describe
 
-    summary: ShardSummary = make(settings, folders)
+    summary: ShardSummary = make(settings, folders, losses)
     if not settings.quiet:
         print(describe(summary))

@@ -27,21 +27,24 @@ from elemdist.remote import public
 GEOMETRY = ("n", "v", "segmenter", "packing", "overlong")
 
 
-def make(settings: ConvertSettings, folders: list[MdsFolder]) -> ShardSummary:
+def make(settings: ConvertSettings, folders: list[MdsFolder], losses: Losses) -> ShardSummary:
     """Makes a set out of others.
+
+    Args:
+        losses: what is left out already.
 
     Raises:
         UserError: a mistake in the settings, a damaged set, or a full disk.
     """
     choice = choice_of(settings, folders)
     if is_copy(settings, folders):
-        return copy(settings, folders, choice)
+        return copy(settings, folders, choice, losses)
     if choice != Choice(verify=choice.verify):
         raise UserError(
             "a selection, or another order, copies samples as they are: do that first, and shard "
             "the result anew in a second command"
         )
-    return shard_anew(settings, folders)
+    return shard_anew(settings, folders, losses)
 
 
 def is_copy(settings: ConvertSettings, folders: list[MdsFolder]) -> bool:
@@ -194,7 +197,9 @@ def shared_settings(settings: ConvertSettings) -> dict[str, Any]:
     }
 
 
-def copy(settings: ConvertSettings, folders: list[MdsFolder], choice: Choice) -> ShardSummary:
+def copy(
+    settings: ConvertSettings, folders: list[MdsFolder], choice: Choice, losses: Losses
+) -> ShardSummary:
     """Copies samples."""
     first = folders[0]
     names = tuple(first.labels) if first.labels and settings.keep_labels else None
@@ -217,12 +222,11 @@ def copy(settings: ConvertSettings, folders: list[MdsFolder], choice: Choice) ->
     }
     if choice.tear or any((folder.manifest or {}).get("torn") for folder in folders):
         more["torn"] = True
-    losses = Losses()
     items = plan(folders, run, len(names or ()), losses)
     return make_sets(run, items, names, copy_item, more, losses)
 
 
-def shard_anew(settings: ConvertSettings, folders: list[MdsFolder]) -> ShardSummary:
+def shard_anew(settings: ConvertSettings, folders: list[MdsFolder], losses: Losses) -> ShardSummary:
     """Shards the documents of sets anew."""
     from data_prep.plan import make_items
     from data_prep.readers.sources import find_sources
@@ -254,7 +258,6 @@ def shard_anew(settings: ConvertSettings, folders: list[MdsFolder]) -> ShardSumm
     if run.packing == "packed" and input.labels_field is not None:
         raise UserError("packed samples have no place for labels: --keep-labels false")
     check(run)
-    losses = Losses(run.strict)
     items = make_items(find_sources(run.inputs, run.input, losses), run)
     # Sets that agree keep their labels, and the order of the bits, and need no pass to find them.
     found = {tuple(folder.labels or ()) for folder in folders}

@@ -50,16 +50,21 @@ def _once(sources: list[Source], losses: Losses) -> list[Source]:
     taken: set[object] = set()
     kept = []
     for source in sources:
-        key: object = source.path
-        if not is_url(source.path):
-            status = os.stat(source.path)
-            key = status.st_dev, status.st_ino
+        key = identity(source.path)
         if key in taken:
             losses.add(TWICE, public(source.path))
         else:
             kept.append(source)
         taken.add(key)
     return kept
+
+
+def identity(path: str) -> object:
+    """What is the same for all names of a file or folder."""
+    if is_url(path):
+        return path.rstrip("/")
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _local(entry: str, format: str, losses: Losses) -> list[Source]:

@@ -163,7 +163,8 @@ def test_shuffle(tmp_path: Path, document_set: Path) -> None:
         orders.append(order)
     assert orders[0] == orders[1] == orders[3] != orders[2]
     assert abs(np.corrcoef(orders[0], range(9000))[0, 1]) < 0.05
-    two = run([path, path], tmp_path / "two", shuffle=3)
+    copied = Path(shutil.copytree(path, tmp_path / "copied"))
+    two = run([path, copied], tmp_path / "two", shuffle=3)
     assert sorted(content(two)[0]) == sorted([text.encode() for text in texts] * 2)
     with pytest.raises(UserError, match="4,865 documents cut across samples"):
         run(document_set, tmp_path / "x", shuffle=0)

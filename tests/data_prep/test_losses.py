@@ -357,3 +357,24 @@ def test_labels_that_are_none(tmp_path: Path, labels: Any, problem: str) -> None
     path.write_text(lines_of({"text": "x", "labels": ["[UNK]", "a, b"]}))
     (manifest,) = run([path], tmp_path / "good", input=InputSettings(labels_field="labels"))
     assert manifest["labels"] == ["[UNK]", "a, b"]
+
+
+def test_a_set_that_is_named_twice_is_converted_once(tmp_path: Path, capsys: Any) -> None:
+    path, link = tmp_path / "set", tmp_path / "link"
+    (tmp_path / "a.jsonl").write_text(lines_of({"text": "x"}, {"text": "y"}))
+    run([tmp_path / "a.jsonl"], path)
+    link.symlink_to(path)
+    reason = "inputs that were named before"
+    for number, more in enumerate(({}, {"n": 8})):  # copied, and sharded anew
+        out = tmp_path / f"{number}"
+        names = [str(path), f"{path}/", str(link)]
+        convert.run(convert.ConvertSettings(names, str(out), quiet=True, **more))
+        manifest = read_manifest(str(out))
+        assert manifest["counts"]["documents"] == 2
+        assert manifest["left_out"] == {reason: 2}
+        with pytest.raises(UserError, match=f"strict: {reason}"):
+            convert.run(convert.ConvertSettings(names, str(out) + "s", strict=True, **more))
+    text = convert.ConvertSettings([str(path), str(link)], str(tmp_path / "t.jsonl"), to="jsonl")
+    convert.run(text)
+    assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 2
+    assert f"left out: {reason}: 1 " in capsys.readouterr().err
