@@ -72,7 +72,7 @@ def use_threads(local_world_size: int) -> None:
 
 
 def take_place() -> None:
-    """Sees to RANK and so on: those that are set, those of srun or of MPI, else of one rank alone.
+    """See to RANK and so on: those that are set, those of srun or of MPI, else of one rank alone.
     Raises UserError where they do not go together."""
     if rank_variables.in_mpi():  # whose daemons srun starts on other nodes
         rank_variables.take_mpi_ranks()
@@ -89,7 +89,7 @@ def take_place() -> None:
 
 @contextmanager
 def told_when_late(seconds: float) -> Iterator[None]:
-    """Says for whom this rank waits in here, once that takes so long."""
+    """Say for whom this rank waits in here, once that takes so long."""
     rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     line = f"elemdist train: rank {rank} of {size} waits for the others, which meet at {place}"

@@ -115,7 +115,7 @@ VERBS = {
 
 
 def option_here(name: str, known: Collection[str]) -> str:
-    """What an option that a verb does not have is here, as the end of a message."""
+    """Return what an option that a verb does not have is here, as the end of a message."""
     key = name.replace("-", "_").lower()
     if (said := SAID.get(key)) is not None and "steps" in known:
         return f"; {said}"
@@ -126,13 +126,13 @@ def option_here(name: str, known: Collection[str]) -> str:
 
 
 def verb_here(name: str, known: Collection[str]) -> str:
-    """What a verb that is not known is here, as the end of a message."""
+    """Return what a verb that is not known is here, as the end of a message."""
     verb = VERBS.get(name.lower())
     return f"; here it is '{verb}'" if verb in known else nearest(name, known)
 
 
 def recipe_here(path: str) -> str:
-    """What to name in place of something that is no recipe, as the end of a message."""
+    """Return what to name in place of what is no recipe, as the end of a message."""
     place = Path(path)
     if place.is_dir():
         sets = [one for one in (place, place / "train") if (one / "index.json").is_file()]
@@ -152,7 +152,7 @@ def recipe_here(path: str) -> str:
 
 
 def shards_here(path: str) -> str:
-    """How to make shards out of what was named in their place; empty: it holds no text."""
+    """Return how shards are made of what was named in their place; empty: it holds no text."""
     if os.path.isfile(path):
         return f"it is a file: `elemdist shard {path} --out DIR` makes shards of it, to be named"
     if os.path.isdir(path) and os.listdir(path):

@@ -45,7 +45,7 @@ MPI_NAMES = (
 
 
 def words_of(process: int) -> list[str]:
-    """The command line of a process; empty where it cannot be seen."""
+    """Return the command line of a process; empty where it cannot be seen."""
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
     except OSError:
@@ -53,14 +53,14 @@ def words_of(process: int) -> list[str]:
 
 
 def starter(process: int = 0) -> str:
-    """The program that starts ranks and has started this process (its parent); empty: none has."""
+    """Return the program that starts ranks and has started this process; empty: none has."""
     words = words_of(process or os.getppid())[:6]
     names = {os.path.basename(word) for word in words}
     return next(iter(sorted(names & (TORCH_STARTERS | MPI_STARTERS))), "")
 
 
 def without_ranks(environment: Mapping[str, str], step: bool = True) -> dict[str, str]:
-    """The environment without what would make a process a rank; `step`: nor a task of srun.
+    """Return the environment without what would make a process a rank; `step`: nor a task of srun.
 
     OMP_NUM_THREADS is the user's, and stays, but for the 1 that torchrun sets for its own ranks."""
     torchruns = "TORCHELASTIC_RUN_ID" in environment and environment.get("OMP_NUM_THREADS") == "1"
@@ -74,8 +74,8 @@ def without_ranks(environment: Mapping[str, str], step: bool = True) -> dict[str
 
 
 def forget_ranks(environment: MutableMapping[str, str] = os.environ) -> str:
-    """Takes the variables of ranks out of this process's environment, for a verb that is none; what
-    is worth a word, or nothing."""
+    """Take the variables of ranks out of this process's environment, for a verb that is none;
+    return what is worth a word, or nothing."""
     rank, size = environment.get("RANK", "?"), environment.get("WORLD_SIZE", "1")
     kept = without_ranks(environment, step=False)
     for name in [name for name in environment if name not in kept]:
@@ -84,14 +84,14 @@ def forget_ranks(environment: MutableMapping[str, str] = os.environ) -> str:
 
 
 def in_mpi(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is one of several that mpirun has started and that have no ranks yet."""
+    """Return whether mpirun has started this process as one of several without ranks yet."""
     if "RANK" in environment or starter() not in MPI_STARTERS:
         return False
     return any(environment.get(size, "1") != "1" for _, size, _, _ in MPI_NAMES)
 
 
 def take_mpi_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Sets RANK and so on from what MPI says. On one machine its processes meet at a port that
+    """Set RANK and so on from what MPI says. On one machine its processes meet at a port that
     follows from the process they share; on several, MASTER_ADDR and MASTER_PORT must be set.
 
     Raises:
@@ -115,7 +115,7 @@ def take_mpi_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def check_ranks(environment: Mapping[str, str] = os.environ) -> None:
-    """Raises RankError unless RANK and what belongs to it are whole and fit each other."""
+    """Raise RankError unless RANK and what belongs to it are whole and fit each other."""
     found = {"LOCAL_RANK": "0"} | dict(environment)
     missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in found]
     if missing:

@@ -28,14 +28,14 @@ NOT_IN_IT = "the variables of a step of srun are not taken, as this process is n
 
 
 def says_step(environment: Mapping[str, str]) -> bool:
-    """Whether the variables are those of one of several tasks of srun that have no ranks yet."""
+    """Return whether the variables are those of one of several tasks of srun without ranks yet."""
     # A batch script has the other variables, too, but is in no step; a shell of srun is one task.
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     return "RANK" not in environment and "SLURM_STEP_ID" in environment and tasks != "1"
 
 
 def in_step(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is one of several tasks of srun that have no ranks yet."""
+    """Return whether this process is one of several tasks of srun that have no ranks yet."""
     if not says_step(environment):
         return False
     if environment.get(RANKS_OF) == environment.get("SLURM_JOB_ID"):
@@ -46,8 +46,8 @@ def in_step(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def step_of_process(process: int) -> str | None:
-    """JOB.STEP of the step that a process runs in, as 71.0 or 71.batch; empty: in none. None on a
-    machine that hides the processes of other users."""
+    """Return JOB.STEP of the step that a process runs in, as 71.0 or 71.batch; empty: in none. None
+    on a machine that hides the processes of other users."""
     while process > 1:
         title = " ".join(words_of(process))
         if match := re.match(r"slurmstepd: \[(\d+)(?:\+\d+)?\.(\w+)\]", title):
@@ -102,7 +102,7 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def host_names(nodes: str) -> list[str]:
-    """The names in SLURM's short form, as ``n[1-3,07-09],m5``. Raises UserError."""
+    """Return the names in SLURM's short form, as ``n[1-3,07-09],m5``. Raises UserError."""
     item = r"(?:[\w.-]|\[[\d,-]+\])+"
     if not re.fullmatch(f"{item}(?:,{item})*", nodes):
         raise UserError(f"SLURM names the nodes '{nodes}', which are none")
@@ -117,7 +117,7 @@ def host_names(nodes: str) -> list[str]:
 
 
 def numbers_of(text: str) -> list[str]:
-    """``1-3,07-09`` is 1, 2, 3, 07, 08, 09. Raises UserError."""
+    """Return the numbers of ``1-3,07-09``: 1, 2, 3, 07, 08, 09. Raises UserError."""
     found: list[str] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
@@ -153,8 +153,8 @@ def addresses_of(nodes: str) -> dict[str, str]:
 
 
 def first_address(nodes: str) -> str:
-    """Where the first of these nodes is reached: what scontrol says, else its name, where that is
-    known to the network. Raises UserError."""
+    """Return where the first of these nodes is reached: what scontrol says, else its name, where
+    that is known to the network. Raises UserError."""
     names = host_names(nodes)
     try:
         return addresses_of(names[0])[names[0]]

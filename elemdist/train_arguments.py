@@ -15,8 +15,8 @@ from elemdist.yaml_text import TRUE
 
 
 def understood(argv: list[str], say: Callable[[str], None] = lambda line: None) -> list[str]:
-    """The arguments without what launchers add to them, and with the recipe of a run that is only
-    to go on: ``--run-dir RUN --resume``. `say` gets a line about what was assumed.
+    """Return the arguments without what launchers add to them, and with the recipe of a run that is
+    only to go on: ``--run-dir RUN --resume``. `say` gets a line about what was assumed.
 
     Raises:
         UserError: a file of DeepSpeed's own settings is given.
@@ -38,7 +38,8 @@ def understood(argv: list[str], say: Callable[[str], None] = lambda line: None) 
 
 
 def with_recipe(argv: list[str], say: Callable[[str], None]) -> list[str]:
-    """The arguments, with a run's own settings as the recipe where nothing but the run is named."""
+    """Return the arguments, with a run's own settings as the recipe where nothing but the run is
+    named."""
     if any(word in ("-h", "--help") for word in argv):
         return argv
     recipes, values = split_arguments(argv, leaf_types(TrainSettings))
@@ -52,7 +53,7 @@ def with_recipe(argv: list[str], say: Callable[[str], None]) -> list[str]:
 
 
 def in_our_words(path: str) -> str:
-    """What to write in place of a file of DeepSpeed's settings."""
+    """Return what to write in place of a file of DeepSpeed's settings."""
     begin = "deepspeed_config: DeepSpeed's configuration follows from the settings of the run"
     end = """what has no setting: --deepspeed '{"zero_optimization.overlap_comm": true}'"""
     try:

@@ -19,6 +19,6 @@ def amount(number: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """1 rank, 2 ranks, 3 passes, 1,000 ranks."""
+    """Return a number with its noun: 1 rank, 2 ranks, 3 passes, 1,000 ranks."""
     ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
     return f"{number:,} {noun}{ending}"

@@ -126,7 +126,7 @@ def submit(settings: LaunchSettings, run_dir: Path) -> int:
 
 
 def say_not_handed_on() -> None:
-    """Names what this shell asks of a job, if it does: the settings alone say that."""
+    """Name what this shell asks of a job, if it does: the settings alone say that."""
     if names := slurm.not_handed_on():
         print(f"not taken from this shell: {', '.join(names)}; --slurm.* says what a job needs")
 

@@ -48,12 +48,13 @@ class OwnJob:
 
 
 def number_here(environment: Mapping[str, str] = os.environ) -> str:
-    """The number of the surrounding job; empty: there is none."""
+    """Return the number of the surrounding job; empty: there is none."""
     return environment.get("SLURM_JOB_ID", "")
 
 
 def own_job(environment: Mapping[str, str] = os.environ) -> OwnJob:
-    """The surrounding job. Raises UserError where SLURM knows none of this number that runs."""
+    """Return the surrounding job. Raises UserError where SLURM knows none of this number that
+    runs."""
     number = number_here(environment)
     facts = slurm.show("job", number, f"JobId={number} ") if number.isdigit() else {}
     if not re.match("RUNNING|COMPLETING", facts.get("JobState", "")):
@@ -79,14 +80,14 @@ def own_job(environment: Mapping[str, str] = os.environ) -> OwnJob:
 
 
 def gpus_of(facts: dict[str, str]) -> int:
-    """The GPUs that a job has on each of its nodes, the fewest of them; 0: SLURM counts none."""
+    """Return the GPUs that a job has on each of its nodes, at least; 0: SLURM counts none."""
     lists = facts.get("GRES", "").split()
     counts = [sum(map(int, re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", text))) for text in lists]
     return min(counts, default=0)
 
 
 def patiently(ask: Callable[[], T], say: Callable[[str], None]) -> T:
-    """What SLURM answers, as soon as its controller does: it may be down for minutes."""
+    """Return what SLURM answers, as soon as its controller does: it may be down for minutes."""
     deadline = time.monotonic() + CONTROLLER_S
     while True:
         try:

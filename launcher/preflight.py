@@ -193,7 +193,7 @@ def summary(folder: Path) -> str:
 
 
 def answering(nodes: int) -> str:
-    """1 node answers, 2 nodes answer."""
+    """Return 1 node answers, 2 nodes answer, and so on."""
     return counted(nodes, "node") + (" answers" if nodes == 1 else " answer")
 
 

@@ -74,7 +74,7 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def added(path: Path, place: int) -> tuple[str, int]:
-    """(the lines of a log that stand after `place`, in bytes; where they end)."""
+    """Return (the lines of a log that stand after `place`, in bytes; where they end)."""
     try:
         with open(path, "rb") as file:
             file.seek(place)

@@ -28,7 +28,7 @@ def note_jobs(run_dir: Path, numbers: Sequence[str]) -> None:
 
 
 def noted_jobs(run_dir: Path) -> list[str]:
-    """All numbers that note_jobs() has written down, the newest last."""
+    """Return all numbers that note_jobs() has written down, the newest last."""
     try:
         return (run_dir / "launch" / "jobs").read_text(encoding="utf-8").split()
     except OSError:
@@ -43,8 +43,8 @@ def last_jobs(run_dir: Path) -> list[str]:
 
 
 def others_names(run_dir: Path) -> list[str]:
-    """The name of a job that was submitted by hand, by which its number is still its own: a cluster
-    that is set up anew begins to count anew."""
+    """Return the name of a job that was submitted by hand, by which its number is still its own: a
+    cluster that is set up anew begins to count anew."""
     newest = Attempt.newest(run_dir)
     begun = newest.read("begin") if newest else {}
     return [str(begun["name"])] if begun.get("name") else []

@@ -65,9 +65,9 @@ class Job:
 
 
 def clean_environment(local: bool = False) -> dict[str, str]:
-    """Without what a surrounding job, or a launcher of ranks, would hand on to a job submitted
-    from it, or have a command do otherwise. `local`: for processes of this machine, or of this job,
-    to which the devices of this process are open."""
+    """Return the environment without what a surrounding job, or a launcher of ranks, would hand on
+    to a job submitted from it, or have a command do otherwise. `local`: for processes of this
+    machine, or of this job, to which the devices of this process are open."""
     return {
         name: value
         for name, value in without_ranks(os.environ).items()
@@ -76,7 +76,8 @@ def clean_environment(local: bool = False) -> dict[str, str]:
 
 
 def not_handed_on() -> list[str]:
-    """The variables of this shell that ask something of a job, and that none is submitted with."""
+    """Return the variables of this shell that ask something of a job, and that none is submitted
+    with."""
     return sorted(name for name in os.environ if name.startswith("SBATCH_") or DEVICES.match(name))
 
 
@@ -103,7 +104,7 @@ def call(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 
 def absent(command: str, error: OSError) -> str:
-    """Why a command of SLURM cannot be run."""
+    """Return why a command of SLURM cannot be run."""
     if not isinstance(error, FileNotFoundError):
         return f"{command} cannot be run: {error.strerror}"
     others = [name for name in COMMANDS if name != command and shutil.which(name)]

@@ -62,8 +62,8 @@ def variables_of(folder: Path, recipe: Path) -> dict[str, str]:
 
 
 def is_by_hand(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the job with these arguments was submitted by sbatch itself, maybe in one that was
-    launched."""
+    """Return whether the job with these arguments was submitted by sbatch itself, maybe in one that
+    was launched."""
     return list(argv) != [environment.get(LAUNCHED)]
 
 

@@ -22,7 +22,7 @@ OF_A_TASK = r"/%a\.yaml$"  # the end of the recipe of a task of an array, whiche
 
 
 def is_local(argv: list[str]) -> bool:
-    """Whether these arguments say that the ranks run on this machine, or ask for help."""
+    """Return whether these arguments say that the ranks run on this machine, or ask for help."""
     if any(re.search(OF_A_TASK, word) for word in argv):
         return False
     return "--help" in argv or stated(argv).get("local", "").lower() in TRUE

@@ -232,7 +232,7 @@ class Supervisor:
         return patiently(lambda: slurm.was_cancelled(place.job, begun), say)
 
     def show(self, attempt: Attempt) -> None:
-        """Shows what the ranks of this machine have printed since the last call."""
+        """Show what the ranks of this machine have printed since the last call."""
         if self.settings.local:
             text, self.shown = added(attempt.folder / "rank-00000.log", self.shown)
             print(text, end="", flush=True)

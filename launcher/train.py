@@ -46,7 +46,7 @@ def run(argv: list[str], description: str | None) -> int:
 
 
 def belongs_to_others() -> bool:
-    """Whether this process is one of several ranks that torchrun, MPI or srun has started. What
+    """Return whether torchrun, MPI or srun has started this process as one of several ranks. What
     only looks so is taken out of the environment, which is said."""
     in_srun = in_step(without_ranks(os.environ, step=False))
     first = not in_srun or os.environ.get("SLURM_PROCID") == "0"  # of all tasks that would say so

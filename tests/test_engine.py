@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
+import torch
 
+from elemdist.config import TrainSettings
 from elemdist.deepspeed_overrides import flat
+from elemdist.engine import join_ranks, told_when_late
+from elemdist.errors import RankError, UserError
 from tests.deepspeed_reads import field_of
 from tests.engine_ranks import run_cases
 from tests.test_deepspeed_config import config_of
@@ -76,3 +81,34 @@ def test_ranks_with_different_numbers_of_tiles_do_not_wait_for_each_other(tmp_pa
         expected, tiled = found[name][0], found[f"{name} tiles"][0]
         for figures in ("losses", "norms"):
             assert tiled[figures] == pytest.approx(expected[figures], rel=1e-5)
+
+
+def test_a_rank_that_waits_for_others_says_for_whom(monkeypatch, capsys):
+    place = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "n1", "MASTER_PORT": "9"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with told_when_late(60):
+        pass
+    assert capsys.readouterr().err == ""
+    with told_when_late(0.01):
+        time.sleep(0.2)
+    line = "elemdist train: rank 3 of 8 waits for the others, which meet at n1:9\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_rank_without_a_gpu_of_its_own_says_so_itself(monkeypatch):
+    """Rank 0, which has one, has nothing to say."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "2")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "4")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "9")
+    with pytest.raises(RankError, match="no GPU of its own"):
+        join_ranks(TrainSettings(device="cuda"))
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(UserError) as caught:
+        join_ranks(TrainSettings(device="cuda"))
+    assert not isinstance(caught.value, RankError), "one line for all of them"
