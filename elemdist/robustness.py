@@ -90,6 +90,8 @@ def read(
         text_field=settings.text_field,
         labels_field=settings.labels_field,
         labels_separator=settings.labels_separator,
+        labels_as=settings.labels_as,
+        label_names=settings.label_names,
     )
     texts: list[str] = []
     labels: list[tuple[str, ...]] = []

@@ -27,6 +27,10 @@ class RobustnessSettings:
     """The field or column that holds its labels, a list or one."""
     labels_separator: str | None = None
     """What stands between the labels where a column holds them as one string, as in CSV."""
+    labels_as: Literal["names", "multi_hot"] = "names"
+    """names: the labels themselves, or their numbers; multi_hot: a list with 0 or 1 for each."""
+    label_names: str | None = None
+    """File with the names of labels that are numbers or multi-hot, one on each line."""
     kinds: list[str] = field(default_factory=lambda: ["mixed"])
     """Of noise: swap, drop, insert, repeat, case, homoglyph, ocr, mixed."""
     rates: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.2])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.convert.settings import ConvertSettings
 from elemdist.errors import UserError
+from elemdist.text_input import for_verb
 
 if TYPE_CHECKING:  # the command's help need not wait for numpy and the readers
     from data_prep.pipeline import ShardSummary
@@ -37,6 +38,13 @@ def run(settings: ConvertSettings) -> None:
     Raises:
         UserError: a mistake in the settings, a damaged set, or a full disk.
     """
+    try:
+        _run(settings)
+    except UserError as error:
+        raise for_verb(error) from error
+
+
+def _run(settings: ConvertSettings) -> None:
     if settings.append is not None and (settings.out is not None or settings.to != "shards"):
         raise UserError("append adds to a set: leave out and to out")
     if settings.append is None and settings.out is None:

@@ -30,7 +30,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "tar": (".tar",),
     "warc": (".wet", ".warc"),
 }
-SHORT = {".tgz": (".tar", ".gz")}
+SHORT = {f".t{short}": (".tar", f".{short}") for short in ("gz", "bz2", "xz", "zst")}
 COMPRESSIBLE = ("text", "jsonl", "csv", "tsv", "tar", "warc")
 # Files of data sets that hold no documents: ours, and those of Hugging Face datasets.
 SET_FILES = re.compile(

@@ -67,6 +67,9 @@ FORMATS = {
     "a.feather": ("arrow", ""),
     "a.tar": ("tar", ""),
     "a.tgz": ("tar", ".gz"),
+    "a.tbz2": ("tar", ".bz2"),
+    "a.txz": ("tar", ".xz"),
+    "a.tzst": ("tar", ".zst"),
     "a.tar.xz": ("tar", ".xz"),
 }
 
@@ -79,7 +82,14 @@ def test_formats_by_name(tmp_path: Path) -> None:
     for name, told in FORMATS.items():
         assert found(tmp_path / name)[0][1:] == told
     assert names(tmp_path, format="jsonl") == ["a.json", "a.jsonl", "a.ndjson.xz"]
-    assert names(tmp_path, format="tar") == ["a.tar", "a.tar.xz", "a.tgz"]
+    assert names(tmp_path, format="tar") == [
+        "a.tar",
+        "a.tar.xz",
+        "a.tbz2",
+        "a.tgz",
+        "a.txz",
+        "a.tzst",
+    ]
     assert len(names(tmp_path, format="text")) == len(FORMATS) + 4
     assert found(tmp_path / "a.gz", format="text")[0][1:] == ("text", ".gz")
     refused(tmp_path / "a.pdf", "a.pdf", "--input.format")
