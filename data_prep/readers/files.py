@@ -208,14 +208,12 @@ class PartStream:
     def _live_chunks(self) -> Iterator[bytes]:
         path = self._part.source.path
         try:
-            with contextlib.ExitStack() as stack:
-                if path == STDIN and sys.stdin is None:
-                    raise UserError("cannot read standard input: it is closed")
-                if path == STDIN:
-                    file: Any = sys.stdin.buffer
-                else:
-                    file = stack.enter_context(open(path, "rb"))
-                while chunk := file.read1(READ_BYTES):
+            if path == STDIN and sys.stdin is None:
+                raise UserError("cannot read standard input: it is closed")
+            # Without a buffer, whose lock a thread that waits here would hold when Python ends.
+            target = sys.stdin.fileno() if path == STDIN else path
+            with open(target, "rb", buffering=0, closefd=path != STDIN) as file:
+                while chunk := file.read(READ_BYTES):
                     self.hash.update(chunk)
                     self._progress(len(chunk))
                     yield chunk

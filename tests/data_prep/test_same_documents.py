@@ -262,3 +262,27 @@ def test_a_closed_standard_input() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=REPOSITORY)
     assert b"cannot read standard input: it is closed" in done.stderr
+
+
+def test_a_process_that_ends_while_it_reads_a_pipe_ends_as_it_says() -> None:
+    """As after an error, or Ctrl-C: Python cannot close a buffer that a thread is waiting at."""
+    code = (
+        "import sys, threading; from data_prep.readers.stream import *\n"
+        "stream, read = iter(open_documents(['-'], document='line')), threading.Event()\n"
+        "def wait():\n"
+        "    next(stream), read.set(), next(stream)\n"
+        "threading.Thread(target=wait, daemon=True).start()\n"
+        "read.wait(), sys.exit(3)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=REPOSITORY,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"one\n")
+        process.stdin.flush()
+        assert process.wait(60) == 3
+        assert process.stderr.read() == b""
