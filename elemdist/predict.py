@@ -25,6 +25,9 @@ from elemdist.predict_settings import PredictSettings
 from elemdist.text_input import Document, Documents, OpenDocuments, for_verb, tell_losses
 from elemdist.trained import CutSamples, TextClassifier
 
+READING = (  # settings that `elemdist shard` has as input.*
+    "format", "text_field", "id_field", "members", "max_document_mb", "max_record_mb",
+)  # fmt: skip
 PAUSE_S = 0.05  # without another document, after which those that are there are answered
 
 
@@ -38,13 +41,8 @@ def run(settings: PredictSettings, cut: CutSamples, open_documents: OpenDocument
             paths,
             settings.on_invalid,
             settings.strict,
-            format=settings.format,
             document="line",
-            text_field=settings.text_field,
-            id_field=settings.id_field,
-            members=settings.members,
-            max_document_mb=settings.max_document_mb,
-            max_record_mb=settings.max_record_mb,
+            **{name: getattr(settings, name) for name in READING},
         )
     except UserError as error:
         raise for_verb(error) from None

@@ -18,7 +18,7 @@ class PredictSettings:
     globs or URLs, all that `elemdist shard` reads; - or none: standard input, answered as lines
     arrive. A line of a text file is a document."""
     format: Literal[
-        "auto", "text", "jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "tar", "mds"
+        "auto", "text", "jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "tar", "warc", "mds"
     ] = "auto"
     """auto: by the file's name, as `elemdist shard` does; text where that tells nothing."""
     text_field: str = "text"

@@ -30,6 +30,10 @@ from elemdist.trained import CutSamples, TextClassifier
 
 FIGURES = ("micro_f1", "macro_f1", "micro_roc_auc", "macro_roc_auc")
 FREE = ("out", "plot", "device", "micro_samples")  # settings that change no figure
+READING = (  # settings that `elemdist shard` has as input.*
+    "format", "text_field", "labels_field", "labels_separator", "labels_as", "label_names",
+    "max_document_mb", "max_record_mb",
+)  # fmt: skip
 
 Points = list[dict[str, Any]]
 
@@ -85,18 +89,16 @@ def read(
     assert settings.text is not None
     documents = open_documents(
         [settings.text],
+        settings.on_invalid,
         nameless="jsonl",
-        format=settings.format,
-        text_field=settings.text_field,
-        labels_field=settings.labels_field,
-        labels_separator=settings.labels_separator,
-        labels_as=settings.labels_as,
-        label_names=settings.label_names,
+        **{name: getattr(settings, name) for name in READING},
     )
     texts: list[str] = []
     labels: list[tuple[str, ...]] = []
     for one in documents:
         if isinstance(one, UserError):
+            if settings.on_error == "skip":
+                continue
             raise one
         texts.append(one.text)
         labels.append(one.labels)

@@ -28,9 +28,17 @@ class RobustnessSettings:
     labels_separator: str | None = None
     """What stands between the labels where a column holds them as one string, as in CSV."""
     labels_as: Literal["names", "multi_hot"] = "names"
-    """names: the labels themselves, or their numbers; multi_hot: a list with 0 or 1 for each."""
+    """names: the labels themselves, or numbers of them; multi_hot: a list with 0 or 1 for each."""
     label_names: str | None = None
     """File with the names of labels that are numbers or multi-hot, one on each line."""
+    max_document_mb: int = 4096
+    """MiB of the largest document that is taken; a larger one is an error (see on_error)."""
+    max_record_mb: int = 128
+    """MiB of the largest record that is taken, as a line of JSON."""
+    on_invalid: Literal["error", "replace"] = "error"
+    """Text that is not valid UTF-8: an error (see on_error), or replaced by U+FFFD."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A document that cannot be taken ends the work, or is left out and counted."""
     kinds: list[str] = field(default_factory=lambda: ["mixed"])
     """Of noise: swap, drop, insert, repeat, case, homoglyph, ocr, mixed."""
     rates: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.2])
@@ -72,6 +80,7 @@ class RobustnessSettings:
         if not self.kinds or not self.rates or not self.seeds:
             raise UserError("kinds, rates and seeds: at least one of each")
         at_least(1, micro_samples=self.micro_samples)
+        at_least(1, max_document_mb=self.max_document_mb, max_record_mb=self.max_record_mb)
         at_least(0, documents=self.documents)
         if self.out and not Path(self.out).resolve().parent.is_dir():
             raise UserError(f"out: the folder of {self.out} does not exist")

@@ -13,7 +13,8 @@ from elemdist.errors import UserError
 # A setting of elemdist shard's input, and no path that has such a name in it.
 SETTING = re.compile(
     r"(?<![/\w.-])(--)?input\."
-    r"(?=(format|document|members|(text|labels|id).field|labels.separator|max.\w+.mb)\b)"
+    r"(?=(format|document|members|(text|labels|id).field|labels.(separator|as)|label.names"
+    r"|max.\w+.mb)\b)"
 )
 
 

@@ -10,17 +10,22 @@ import resource
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 import zstandard
 
-from elemdist import cli
+from data_prep.settings import Format, InputSettings
+from elemdist import cli, predict, robustness
 from elemdist.errors import UserError
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, resolved
 from elemdist.model_settings import ModelSettings
+from elemdist.predict_settings import PredictSettings
+from elemdist.robustness_settings import RobustnessSettings
 from tests.conftest import REPOSITORY, TOPICS, elemdist, expect_user_error
 from tests.forkserver import rank_process
 from tests.test_not_finite import run_with
@@ -230,3 +235,38 @@ def test_a_name_of_any_script_can_be_printed(encoding):
     )  # fmt: skip
     expected = name.encode("utf-8", "backslashreplace") + b"\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, expected * 2, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [(PredictSettings, predict.READING), (RobustnessSettings, robustness.READING)],
+)
+def test_settings_are_those_of_shard(settings, names):
+    """What a reader's error advises exists, and means the same."""
+    ours, theirs = get_type_hints(settings), get_type_hints(InputSettings)
+    defaults = {field.name: field.default for field in fields(InputSettings)}
+    for field in fields(settings):
+        if field.name not in names:
+            continue
+        if field.name not in ("labels_field", "id_field"):  # which have a usual name here
+            assert field.default == defaults[field.name], field.name
+        choices = set(get_args(ours[field.name]) or [ours[field.name]])
+        known = set(get_args(theirs[field.name]) or [theirs[field.name]])
+        assert choices <= known, field.name
+    assert set(names) <= {field.name for field in fields(settings)}
+    assert set(get_args(get_type_hints(PredictSettings)["format"])) == set(get_args(Format))
+
+
+def test_labels_of_zeros_and_ones_and_of_bad_documents(made, tmp_path, capfd):
+    names, file = tmp_path / "names.txt", tmp_path / "a.jsonl"
+    names.write_text("rail\nweather\nkitchen\n")
+    file.write_bytes(
+        b'{"text": "ticket", "labels": [1, 0, 0]}\n\xff\n{"text": "storm", "labels": [0, 1, 1]}\n'
+    )
+    words = [made["classify"], "--text", str(file), "--rates", "[0]", "--labels-as", "multi_hot"]
+    words += ["--label-names", str(names), "--out", str(tmp_path / "out.json")]
+    with pytest.raises(UserError, match=r"line 2: invalid UTF-8.*--on-error skip"):
+        cli.robustness(words)
+    assert cli.robustness([*words, "--on-error", "skip"]) == 0
+    assert "left out: documents that are not valid UTF-8: 1" in capfd.readouterr().err
+    assert json.loads((tmp_path / "out.json").read_text())["unknown_labels"] == {words[0]: 0}
