@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeVar
 
 from data_prep.progress import Progress
@@ -20,11 +24,21 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Work = Callable[[Task, ShardSettings, Callable[[int], None]], Result]
 
-POLL_S = 0.2
+KILLED = (
+    "a process was killed at its work, most likely for want of memory: "
+    "use fewer processes, or smaller shard_mb and item_mb"
+)
 
 
 class StoppedError(Exception):
     """Another process failed, so this one need not go on."""
+
+
+class WorkerError(Exception):
+    """The traceback of a bug in another process, as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
 
 
 def cores() -> int:
@@ -56,37 +70,120 @@ def run_all(
     # it has loaded what takes long, the compiler and its functions, once for all processes.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_prep.work", "data_prep.pack"])
-    done, stop = context.Value("q", 0), context.Event()
-    with ProcessPoolExecutor(processes, context, _start, (done, stop)) as pool:
-        try:
-            futures = [pool.submit(_run, work, task, settings) for task in tasks]
-            waiting = set(futures)
-            while waiting:
-                finished, waiting = wait(waiting, POLL_S, FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
-                progress.at(done.value)
-            return [future.result() for future in futures]
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a process was killed at its work, most likely for want of memory: "
-                "use fewer processes, or smaller shard_mb and item_mb"
-            ) from error
-        finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+    resource_tracker.ensure_running()  # it would end without_interrupts() by its own start
+    with without_interrupts():
+        forkserver.ensure_running()
+    pool = Pool(work, tasks, settings, progress)
+    try:
+        pool.start(context, processes)
+        return pool.results()
+    finally:
+        pool.end()
 
 
-_done: Any = None
-_stop: Any = None
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back for as long as it lasts. What is started in it never gets any, and prints
+    nothing of its own: this process alone answers, and takes its processes with it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(done: Any, stop: Any) -> None:
-    """Prepares a process: the parent alone answers to Ctrl-C, and takes its processes with it."""
-    global _done, _stop
-    _done, _stop = done, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class Pool:
+    """Processes that get one task after the other through a pipe each.
+
+    Nothing else is shared, so that nothing with a name, as a semaphore, stays where all are killed.
+    """
+
+    def __init__(
+        self,
+        work: Work[Task, Result],
+        tasks: Sequence[Task],
+        settings: ShardSettings,
+        progress: Progress,
+    ) -> None:
+        self.work, self.tasks, self.settings, self.progress = work, tasks, settings, progress
+        self.left = iter(range(len(tasks)))
+        self.found: dict[int, Any] = {}
+        self.done = 0
+        self.workers: dict[Connection, ForkServerProcess] = {}
+
+    def start(self, context: Any, processes: int) -> None:
+        """Start the processes, and give each its first task."""
+        for _ in range(processes):
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=serve, args=(theirs, self.work, self.settings))
+            worker.start()
+            theirs.close()
+            self.workers[ours] = worker
+            self.give(ours)
+
+    def give(self, pipe: Connection) -> None:
+        """Give a process the next task, if there is one."""
+        number = next(self.left, None)
+        if number is not None:
+            with suppress(BrokenPipeError):  # it is dead, which its pipe says when it is read
+                pipe.send((number, self.tasks[number]))
+
+    def results(self) -> list[Any]:
+        """Return what the tasks give, in their order. Raises what one of them raised."""
+        while len(self.found) < len(self.tasks):
+            for pipe in wait(list(self.workers)):
+                assert isinstance(pipe, Connection)
+                try:
+                    number, kind, value = pipe.recv()
+                except (EOFError, ConnectionResetError):
+                    raise UserError(KILLED) from None
+                if kind == "error":
+                    error, text = value
+                    raise error from WorkerError(text)
+                if kind == "result":
+                    self.found[number] = value
+                    self.give(pipe)
+                else:
+                    self.done += value
+            self.progress.at(self.done)
+        return [self.found[number] for number in range(len(self.tasks))]
+
+    def end(self) -> None:
+        """End the processes; one at work notices it at its next report."""
+        for pipe in self.workers:
+            pipe.close()
+        for worker in self.workers.values():
+            worker.join()
+
+
+def serve(pipe: Connection, work: Work[Any, Any], settings: ShardSettings) -> None:
+    """Be a process of a pool, until its pipe is closed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(EOFError, OSError):  # the pipe is closed
+        while True:
+            number, task = pipe.recv()
+
+            def report(more: int, number: int = number) -> None:
+                if pipe.poll():  # nothing is sent while it works: it is closed
+                    raise StoppedError
+                pipe.send((number, "progress", more))
+
+            try:
+                answer = (number, "result", work(task, settings, report))
+            except StoppedError:
+                return
+            except BaseException as error:
+                answer = (number, "error", (sendable(error), traceback.format_exc()))
+            pipe.send(answer)
+
+
+def sendable(error: BaseException) -> BaseException:
+    """Return an error as it can be sent: itself, or else a bare one with its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # its class cannot be made again of its arguments
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _end_with_parent() -> None:
@@ -94,14 +191,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _run(work: Work[Task, Result], task: Task, settings: ShardSettings) -> Result:
-    return work(task, settings, _report)
-
-
-def _report(more: int) -> None:
-    if _stop.is_set():
-        raise StoppedError
-    with _done.get_lock():
-        _done.value += more

@@ -289,12 +289,18 @@ def main() -> int:
             from elemdist.rank_variables import forget_ranks
 
             forget_ranks()
-        return VERBS[name](argv[1:])
+        code = VERBS[name](argv[1:])
+        sys.stdout.flush()
+        return code
     except UserError as error:
         verb = f" {name}" if name in VERBS else ""
         told = printable(str(error))
         print(f"elemdist{verb}: error: {told}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print(f"elemdist {name}: interrupted", file=sys.stderr)
-        return 130
+    except OSError as error:
+        from elemdist.os_errors import is_of_the_machine, line_of
+
+        if not is_of_the_machine(error):
+            raise
+        print(f"elemdist {name}: error: {printable(line_of(error))}", file=sys.stderr)
+        return EXIT_USER_ERROR

@@ -39,6 +39,10 @@ ADVICE = {
     errno.ENOMEM: "free memory, or raise `ulimit -v` or the job's limit",
     errno.EAGAIN: "too many processes or threads; see `ulimit -u`, or use fewer",
 }
+NEED_A_NAME = (
+    errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ETIMEDOUT, errno.EHOSTDOWN,
+    errno.ENOTCONN, errno.ENXIO,
+)  # fmt: skip
 
 
 def reason_of(error: OSError) -> str:
@@ -75,6 +79,5 @@ def line_of(error: OSError, path: str | Path = "") -> str:
 def is_of_the_machine(error: OSError) -> bool:
     """Return whether the user can mend it; what no machine is at fault for is a bug of ours."""
     known = error.errno in ADVICE or error.errno in (errno.EMFILE, errno.ENFILE)
-    if error.errno in (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-        return known and error.filename is not None  # without a name, no line would be of use
-    return known
+    # Without a name they are those of a connection, or no line would be of use.
+    return known and (error.errno not in NEED_A_NAME or error.filename is not None)

@@ -28,6 +28,7 @@ from elemdist.errors import (
     UserError,
 )
 from elemdist.json_text import json_text
+from elemdist.os_errors import is_of_the_machine, line_of
 
 State = Literal["running", "done", "stopped", "failed"]
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGQUIT)
@@ -143,6 +144,8 @@ def how_it_ended(error: BaseException) -> tuple[int, str, bool]:
         reason = reason.partition(". This is typically")[0]  # and ends with advice
         told = f"lost contact with another rank, whose own message tells why ({reason})"
         return EXIT_LOST, f"{told}; the same command with --resume goes on", False
+    if isinstance(error, OSError) and is_of_the_machine(error):
+        return EXIT_USER_ERROR, f"error: {line_of(error)}", False
     traceback.print_exception(error)
     return EXIT_BUG, f"{type(error).__name__}, see the lines above", False
 
