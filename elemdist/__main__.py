@@ -107,7 +107,9 @@ def open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    closed = sys.stdout is None
     sys.stdout, sys.stderr = printed_to(1, sys.stdout), printed_to(2, sys.stderr)
+    sys.stdout.was_closed = closed  # type: ignore[attr-defined]  # for elemdist/output.py
 
 
 def main() -> NoReturn:

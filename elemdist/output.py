@@ -26,7 +26,7 @@ def write_out(text: str) -> None:
         UserError: it cannot be written, as on a full disk. BrokenPipeError: nobody reads it.
     """
     data = text.encode("utf-8", "backslashreplace")
-    if sys.stdout is None:
+    if sys.stdout is None or getattr(sys.stdout, "was_closed", False):
         raise UserError("standard output: it is closed; give a file or a pipe")
     try:
         sys.stdout.flush()

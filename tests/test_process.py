@@ -112,6 +112,16 @@ def test_streams_that_the_shell_has_closed_are_no_error_and_no_file_takes_their_
     assert done.stderr == ("" if 2 in closed else "to the user\n")
 
 
+def test_a_result_for_a_closed_standard_output_is_one_line():
+    done = run_body(
+        "from elemdist.output import write_out",
+        "write_out('result')",
+        preexec_fn=lambda: os.close(1),
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("elemdist inspect: error: standard output: it is closed")
+
+
 @pytest.mark.parametrize("locale", ["C", "xx"])
 def test_text_is_printed_as_utf_8_whatever_the_locale_is(locale):
     environment = os.environ | {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
