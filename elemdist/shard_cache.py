@@ -18,6 +18,7 @@ from typing import Any
 from elemdist.compression import decompress
 from elemdist.errors import UserError
 from elemdist.file_info import FileInfo, leads_out
+from elemdist.os_errors import reason_of
 from elemdist.remote import filesystem, is_url, public, retried
 
 RANGE = 16 << 20  # bytes asked of a store at a time, and lost when it fails
@@ -173,7 +174,9 @@ def make_once(path: str, size: int, write: Callable[[str], None]) -> None:
                 with contextlib.suppress(OSError):
                     fcntl.flock(file, fcntl.LOCK_UN)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write {path}: {reason_of(error)}; ELEMDIST_CACHE names the folder of the cache"
+        ) from error
 
 
 def fetch(folder: Folder, info: FileInfo, path: str) -> None:

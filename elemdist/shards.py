@@ -8,7 +8,9 @@ hashes. Compressed shards, and shards of a store, are unpacked or fetched into a
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -136,6 +138,17 @@ class ShardSet:
 
         shard_cache.make_once(shard.path, shard.raw.size, write)
 
+    def _make_anew(self, number: int, error: UserError) -> None:
+        """Replace a damaged file in the cache, out of the set itself, which is compared with the
+        index while it is read. Raises `error` where the file is one of the set."""
+        shard = self._shards[number]
+        if not self._in_cache(shard):
+            raise error
+        print(f"{shard.path}: damaged in the cache; it is made anew from the set", file=sys.stderr)
+        with contextlib.suppress(OSError):  # another process does the same
+            os.unlink(shard.path)
+        self._make_local(number)
+
     def _view(self, number: int) -> memoryview:
         """The samples of one shard, back to back, mapped: bytes, read only."""
         views = self._views
@@ -149,7 +162,11 @@ class ShardSet:
         size = shard.samples * self._sample_bytes
         begin = shard.raw.size - size
         try:
-            check_header(shard, begin, self._sample_bytes)
+            try:
+                check_header(shard, begin, self._sample_bytes)
+            except UserError as error:
+                self._make_anew(number, error)
+                check_header(shard, begin, self._sample_bytes)
             view = map_file(shard.path, begin, size, checked=True).data
         except (FileNotFoundError, ValueError) as error:  # ValueError: it ends too early
             raise UserError(
@@ -267,9 +284,13 @@ class ShardSet:
         Raises:
             UserError: a shard that cannot be read or whose content changed.
         """
-        for shard in self._shards[part::parts]:
+        for number in range(part, len(self._shards), parts):
+            shard = self._shards[number]
             packed = shard.packed
             if not self._in_cache(shard) or is_whole(shard.path, shard.raw.size):
-                shard.raw.check(shard.path)
+                try:
+                    shard.raw.check(shard.path)
+                except UserError as error:
+                    self._make_anew(number, error)
             elif packed is not None and isinstance(self._folder, LocalFolder):
                 packed.check(os.path.join(self._folder.path, packed.name))

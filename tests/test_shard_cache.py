@@ -242,3 +242,42 @@ def test_the_cache_is_where_it_was_asked_for(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "home/.cache/elemdist") == [shards.fingerprint]
     ShardSet(str(tmp_path / "set"), str(tmp_path / "mine")).fetch(np.arange(50))
     assert os.listdir(tmp_path / "mine") == [shards.fingerprint]
+
+
+@pytest.mark.parametrize("harm", ["a flipped bit", "another header", "zeros"])
+@pytest.mark.parametrize("verified", [True, False])
+def test_a_damaged_file_in_the_cache_is_made_anew_and_that_is_said(
+    harm, verified, tmp_path, capsys
+):
+    rows = make_set(tmp_path / "set", compression="zstd")
+    shards = ShardSet(str(tmp_path / "set"))
+    shards.fetch(all_ids(shards))
+    file = tmp_path / "cache" / shards.fingerprint / "shard.00001.mds"
+    whole = file.read_bytes()
+    if harm == "a flipped bit":
+        flip(file)
+    else:
+        flip(file, 0) if harm == "another header" else file.write_bytes(bytes(len(whole)))
+    again = ShardSet(str(tmp_path / "set"))
+    if verified:
+        again.verify()
+    found = again.gather(all_ids(again))[0]
+    if verified or harm != "a flipped bit":  # which only a hash shows
+        assert (found == rows[all_ids(again)]).all()
+        assert file.read_bytes() == whole
+        said = capsys.readouterr().err
+        assert said == f"{file}: damaged in the cache; it is made anew from the set\n"
+        again.verify()
+        assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_file_in_the_cache_of_a_damaged_set_names_the_set(tmp_path):
+    make_set(tmp_path / "set", compression="zstd")
+    shards = ShardSet(str(tmp_path / "set"))
+    shards.fetch(all_ids(shards))
+    flip(tmp_path / "cache" / shards.fingerprint / "shard.00001.mds")
+    flip(tmp_path / "set" / "shard.00001.mds.zstd")
+    with pytest.raises(
+        UserError, match=r"set/shard\.00001\.mds\.zstd is damaged, its hash differs"
+    ):
+        shards.verify()
