@@ -90,6 +90,7 @@ def check_entries(settings: CompareSettings, stages: Stages) -> str:
             phases = [phase.settings() for phase in stages.phases(entry)]
             for one in phases:
                 one.check_values()
+                check_counted(settings, one)
         except UserError as error:
             raise UserError(f"models: {entry.name}: {error}") from None
         check_objective(entry, phases, stages.labelled)
@@ -101,6 +102,15 @@ def check_entries(settings: CompareSettings, stages: Stages) -> str:
     if objective != "classify" and len(found) < len(settings.models):
         raise UserError("models: a baseline classifies; it cannot be compared in bits per byte")
     return objective
+
+
+def check_counted(settings: CompareSettings, phase: TrainSettings) -> None:
+    """Raise UserError where a budget of FLOPs would leave out what a training computes."""
+    if settings.budget.flops and phase.objective == "classify" and phase.classify.refit:
+        raise UserError(
+            f"classify.refit {phase.classify.refit:g}: a budget of FLOPs does not count what it"
+            " computes after the last step; leave it out, or set budget.seconds or budget.steps"
+        )
 
 
 def check_objective(entry: Entry, phases: list[TrainSettings], labelled: bool) -> None:
@@ -122,7 +132,7 @@ def claimed(out: Path, settings: CompareSettings) -> Iterator[None]:
     text = yaml_text(tree)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise UserError(f"out: cannot write into {out}: {error.strerror or error}") from None
     try:

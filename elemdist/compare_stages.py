@@ -202,7 +202,8 @@ class Stages:
         self.command(log, "train", *words)
         last = [line for line in lines_of(run) if line["kind"] == "train"][-1]
         gpus = json.loads((run / "environment.json").read_text(encoding="utf-8"))["gpus"]
-        ranks = self.settings.ranks or max(1, len(gpus) if self.settings.device != "cpu" else 0)
+        own = phase.settings()  # an entry may have ranks and a device of its own
+        ranks = own.ranks or max(1, len(gpus) if own.device != "cpu" else 0)
         samples = last["samples"] / last["step"]
         seconds = samples / last["samples_per_s"]
         cost = {

@@ -157,6 +157,7 @@ class ElementwiseEmbedding(nn.Module):
         with torch.no_grad():
             self.table[..., PAD, :] = 0
         self.mixing = SlotMixing(width, mixing) if mixing else nn.Identity()
+        self.mixed_rows: int | None = None  # of the last call: what its arithmetic hangs on
 
     def seen(self, rows_V: Tensor) -> Tensor:
         """The rows as they are looked up."""
@@ -182,6 +183,7 @@ class ElementwiseEmbedding(nn.Module):
             return lookup(self.table, rows_V).flatten(-2)
         # A word is mixed once, however often it stands there.
         rows_UV, place_T = distinct(rows_V.reshape(-1, self.v))
+        self.mixed_rows = len(rows_UV)
         x_UW, answer_UK = self.mixing(lookup(self.table, rows_UV).flatten(-2), answers)
         place_T = place_T.view(rows_V.shape[:-1])
         x_TW = F.embedding(place_T, x_UW)

@@ -115,13 +115,15 @@ def finish_flops(model: ModelSettings) -> float:
     return 2.0 * model.width * (model.width + inner)
 
 
-def encoder_flops(config: ModelConfig, lengths: Sequence[int], finished: float) -> float:
-    """Of embedding and blocks, forward, for segments of these lengths, of which so many rows are
-    finished; as if each row's slots were mixed (model.ablation.mixing), though equal rows are
-    mixed once."""
+def encoder_flops(
+    config: ModelConfig, lengths: Sequence[int], finished: float, mixed: float
+) -> float:
+    """Return those of embedding and blocks, forward, for segments of these lengths, of which
+    `finished` rows are finished, and `mixed` different ones go through the mixing layer."""
     model, rows = config.model, sum(lengths)
     widened = config.embedding_width * model.width if model.embedding_width else 0
-    inputs = 2.0 * rows * (2 * model.ablation.mixing * config.embedding_width + widened)
+    mixing = 4.0 * mixed * model.ablation.mixing * config.embedding_width
+    inputs = mixing + 2.0 * rows * widened
     spared = (rows - finished) * finish_flops(model)
     apart = config.v if model.ablation.first_projection == "block_diagonal" else 0
     if model.backbone != "canine":
@@ -172,9 +174,10 @@ def head_flops(config: ModelConfig, predicted: float, slots: float) -> float:
     return spread + model.slot_layers * blocks + 2.0 * slots * width * config.elements
 
 
-def classifier_flops(config: ModelConfig, segments: int, rows: int) -> float:
-    """Of the classifier, forward, as if all rows were different materials. The counts of the wide
-    part take one product less in the backward pass: how often a word stands there is given."""
+def classifier_flops(config: ModelConfig, segments: int, rows: float) -> float:
+    """Return those of the classifier, forward, for segments with `rows` different materials in all.
+    The counts of the wide part take one product less in the backward pass: how often a word stands
+    there is given."""
     width, labels = config.model.width, len(config.labels or ())
     flops = 2.0 * segments * width * (width + labels)
     if config.wide:
@@ -188,6 +191,7 @@ def step_flops(
     lengths: Sequence[int],
     predicted_rows: float = 0,
     used_slots: float | None = None,
+    mixed_rows: float | None = None,
 ) -> float:
     """Model FLOPs of one forward and backward pass, see the top of the file.
 
@@ -197,11 +201,14 @@ def step_flops(
             the classifier takes one vector of each segment and needs none.
         used_slots: slots of them up to each one's end mark, which the autoregressive head's work
             hangs on: bytes of text and end marks; None: all of each.
+        mixed_rows: how many different rows there are, each of which goes through the mixing layer
+            once (model.ablation.mixing); None: all are different.
     """
+    mixed = sum(lengths) if mixed_rows is None else mixed_rows
     if config.objective == "classify":
-        head = classifier_flops(config, len(lengths), sum(lengths))
+        head = classifier_flops(config, len(lengths), mixed)
     else:
         slots = predicted_rows * config.slots if used_slots is None else used_slots
         head = head_flops(config, predicted_rows, slots)
     finished = config.finished(sum(lengths), len(lengths), predicted_rows)
-    return PASSES * (encoder_flops(config, lengths, finished) + head)
+    return PASSES * (encoder_flops(config, lengths, finished, mixed) + head)

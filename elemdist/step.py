@@ -38,7 +38,8 @@ def train_step(
         with watch("backward"):
             # DeepSpeed takes the mean over ranks and passes; ours is a sum.
             engine.backward(loss * (dist.get_world_size() * len(passes)))
-        tally.add_pass(one.batch, one.predicted_rows, loss.detach(), source_K2)
+        mixed = getattr(engine.module.encoder.embedding, "mixed_rows", None)
+        tally.add_pass(one.batch, one.predicted_rows, loss.detach(), source_K2, mixed)
         with watch("optimizer"):
             if not engine.is_gradient_accumulation_boundary():
                 engine.step()

@@ -49,9 +49,16 @@ class Tally:
         self.step_loss = torch.zeros_like(self.loss)
         self.step_source_K2 = torch.zeros_like(self.source_K2)
 
-    def add_pass(self, batch: Batch, predicted_rows: int, loss: Tensor, source_K2: Tensor) -> None:
-        """Adds a pass: its batch, how many of its rows predict, this rank's share of the global
-        batch's loss, and the nats by source."""
+    def add_pass(
+        self,
+        batch: Batch,
+        predicted_rows: int,
+        loss: Tensor,
+        source_K2: Tensor,
+        mixed_rows: int | None = None,
+    ) -> None:
+        """Add a pass: its batch, how many of its rows predict, this rank's share of the global
+        batch's loss, the nats by source, and how many different rows this rank has mixed."""
         self.step_loss += loss
         self.step_source_K2 += source_K2
         self.bytes += once(batch.text_bytes, self.share)
@@ -61,7 +68,11 @@ class Tally:
         # The text tells, without a wait for the device, how many slots are in use up to the end.
         per_row = batch.text_bytes / max(1, len(batch.rows_TV)) + 1
         used_slots = predicted_rows * min(self.config.slots, per_row)
-        flops = step_flops(self.config, batch.segments.lengths, predicted_rows, used_slots)
+        if mixed_rows is not None and self.share is not None:  # each mixes those of its part
+            mixed_rows *= self.share.size
+        flops = step_flops(
+            self.config, batch.segments.lengths, predicted_rows, used_slots, mixed_rows
+        )
         self.flops += once(flops, self.share)
 
     def end_step(self, bad: bool, empty: bool = False) -> None:

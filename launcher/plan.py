@@ -52,7 +52,8 @@ class PlanSettings(TrainSettings):
     v: int = 0
     """Bytes of a material; 0: as in the shards that the recipe trains on, else 12."""
     vocabulary: int = SUBWORDS
-    """Rows of the table of the subword model that the recipe is compared with."""
+    """Rows of the table of the subword model that the recipe is compared with; of input subword
+    with a `model.tokenizer`, as many as that has tokens."""
     table: bool = False
     """Print all sizes in configs/ on these GPUs as a Markdown table instead."""
     deepspeed_config: bool = False
@@ -94,7 +95,27 @@ def take_geometry(settings: PlanSettings) -> list[str]:
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{source}/manifest.json is damaged; copy the set again") from None
     settings.n, settings.v = settings.n or N, settings.v or V
+    take_vocabulary(settings)
     return labels or ["label"]
+
+
+def take_vocabulary(settings: PlanSettings) -> None:
+    """Take the size of the vocabulary out of the tokenizer that the recipe names for input subword.
+
+    Raises:
+        UserError: the file cannot be read, or `vocabulary` says another size.
+    """
+    if settings.model.input != "subword" or settings.model.tokenizer is None:
+        return
+    from elemdist.subword import open_symbols
+
+    found = open_symbols(settings.model.tokenizer).vocabulary
+    if settings.vocabulary not in (SUBWORDS, found):
+        raise UserError(
+            f"vocabulary: {settings.vocabulary}, but {settings.model.tokenizer} has {found} tokens;"
+            " leave --vocabulary out"
+        )
+    settings.vocabulary = found
 
 
 def shape(settings: PlanSettings, subword: bool, labels: list[str] | None = None) -> ModelConfig:

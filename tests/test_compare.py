@@ -169,6 +169,15 @@ def test_a_comparison_that_is_interrupted_goes_on(corpus, tmp_path, write):
         ({"models": [{"name": "a", "baseline": "svn"}]}, ["baseline", "svm"]),
         ({"input": {}}, ["it classifies", "labels_field"]),
         ({"text": "/none"}, ["elemdist shard: ", "/none"]),
+        (
+            {
+                "budget": {"flops": 1e9},
+                "models": [
+                    {"name": "a", "settings": {"objective": "classify", "classify.refit": 1.0}}
+                ],
+            },
+            ["models: a: classify.refit 1: a budget of FLOPs does not count", "budget.seconds"],
+        ),
         ({"metrics": ["micro_f2"], "seeds": [1]}, ["metrics: ", "micro_f1"]),
     ],
 )

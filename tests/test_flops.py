@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
+from typing import get_args
 
 import pytest
 import torch
@@ -11,9 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from elemdist import flops
 from elemdist.attention import Segments, starts
+from elemdist.errors import UserError
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, Symbols, resolved
-from elemdist.model_settings import AblationSettings, CanineSettings, ModelSettings
+from elemdist.model_settings import (
+    AblationSettings,
+    Backbone,
+    CanineSettings,
+    Input,
+    ModelSettings,
+)
 from elemdist.objectives import label_nats
 from elemdist.run_settings import MemorySettings
 from elemdist.slot_decoder import used_slots
@@ -98,17 +108,21 @@ def targets(config: ModelConfig, rows: int) -> torch.Tensor:
 def test_the_formula_counts_what_torch_counts(kind):
     config = shape(kind)
     target_MV = targets(config, 40)
-    found = counted(config, target_MV)
-    used = None
-    waste = causal_waste(config)
+    assert counted(config, target_MV) == pytest.approx(expected_of(config, target_MV), rel=1e-6)
+
+
+def expected_of(config: ModelConfig, target_MV: torch.Tensor | None) -> float:
+    """What torch should count: by the formula, and for pairs that MATH does not leave out."""
+    used, waste = None, causal_waste(config)
+    if target_MV is None:
+        return flops.step_flops(config, LENGTHS) + waste
     if config.model.head == "autoregressive":
         _, segments = used_slots(target_MV)
         used = sum(segments.lengths)
         triangle = flops.attention_flops(segments.lengths, config.model.slot_width, causal=True)
         square = flops.attention_flops(segments.lengths, config.model.slot_width)
         waste += 3 * config.model.slot_layers * (square - triangle)
-    expected = flops.step_flops(config, LENGTHS, len(target_MV), used) + waste
-    assert found == pytest.approx(expected, rel=1e-6)
+    return flops.step_flops(config, LENGTHS, len(target_MV), used) + waste
 
 
 @pytest.mark.parametrize("pooling", ["doc", "mean"])
@@ -122,6 +136,60 @@ def test_the_classifier_counts_its_segments(kind, pooling):
 def test_the_classifier_counts_its_wide_part(kind):
     config = dataclasses.replace(shape(kind, "classify"), wide=True)
     assert counted(config, None) == pytest.approx(flops.step_flops(config, LENGTHS), rel=1e-6)
+
+
+def every_shape() -> dict[str, ModelConfig]:
+    """Every backbone with every input, head, objective and way to widen or mix, where it can be."""
+    found = {}
+    for backbone, input, head, embedding, mixing in itertools.product(
+        get_args(Backbone), get_args(Input), ("independent", "autoregressive"), (0, 16), (0, 24)
+    ):
+        for objective, pooling in (("mlm", ""), ("clm", ""), ("classify", "last"),
+                                   ("classify", "max")):  # fmt: skip
+            model = ModelSettings(
+                backbone=backbone, input=input, head=head, embedding_width=embedding, width=64,
+                layers=2, slot_width=32, slot_layers=2, canine=CanineSettings(rate=3, local=32),
+                ablation=AblationSettings(mixing=mixing),
+            )  # fmt: skip
+            name = f"{backbone}, {input}, {head}, {embedding}, {mixing}, {objective}, {pooling}"
+            if objective == "classify" and head == "autoregressive":
+                continue
+            with contextlib.suppress(UserError):  # one that no run can have
+                found[name] = ModelConfig(
+                    160, V, objective, resolved(model, V), pooling or "none",
+                    ["a", "b", "c"] if pooling else None,
+                    symbols=Symbols(497, 498, 499, 500) if input == "subword" else None,
+                    wide=pooling == "max" and bool(mixing or input == "subword"),
+                )  # fmt: skip
+    return found
+
+
+SHAPES = every_shape()
+
+
+@pytest.mark.parametrize("backbone", get_args(Backbone))
+@pytest.mark.parametrize("input", get_args(Input))
+def test_every_input_on_every_backbone_is_counted(backbone, input):
+    mine = {name: one for name, one in SHAPES.items() if name.startswith(f"{backbone}, {input},")}
+    assert len(mine) >= 6
+    for name, config in mine.items():
+        target_MV = None if config.objective == "classify" else targets(config, 40)
+        assert counted(config, target_MV) == pytest.approx(expected_of(config, target_MV)), name
+
+
+@pytest.mark.parametrize("objective", ["mlm", "classify"])
+def test_equal_materials_are_mixed_and_counted_once(objective, monkeypatch):
+    config = shape("ablations", objective)
+    if objective == "classify":
+        config = dataclasses.replace(config, wide=True)
+    rows, *places = rows_of(config, LENGTHS)
+    few = [rows[torch.randint(30, (len(rows),))], *places]
+    monkeypatch.setattr("tests.test_flops.rows_of", lambda *_: few)
+    mixed = len(few[0].unique(dim=0))
+    target_MV = None if objective == "classify" else targets(config, 40)
+    expected = flops.step_flops(config, LENGTHS, 40 if target_MV is not None else 0, None, mixed)
+    assert mixed <= 30
+    assert counted(config, target_MV) == pytest.approx(expected, rel=1e-6)
 
 
 def test_what_is_computed_again_does_not_count():

@@ -252,6 +252,27 @@ def test_a_recipe_that_reads_all_letters_as_small_has_a_twin(recipe, planned):
     assert "subword" in out
 
 
+def test_the_vocabulary_of_input_subword_is_its_tokenizers(planned, tmp_path):
+    """Its table and its predictions, which are most of a small model's parameters and work."""
+    from tokenizers import Tokenizer, models
+
+    words = {f"w{number}": number for number in range(4000)} | {"[UNK]": 4000}
+    path = tmp_path / "tokenizer.json"
+    Tokenizer(models.WordLevel(words, unk_token="[UNK]")).save(str(path))
+    command = ("configs/tiny.yaml", "--model.input", "subword", "--model.tokenizer", str(path))
+    code, out = planned(*command)
+    assert code == 0
+    assert "4,004 subwords" in out  # with DOC, SEP and MASK, which it lacks
+    counts = re.search(r"^embedding +([0-9,]+) +([0-9,]+)$", out, re.M)
+    assert counts is not None
+    assert counts[1] == counts[2]
+    work = [float(re.search(r"work: ([0-9.e+]+)", text)[1]) for text in (out, planned(
+        "configs/tiny.yaml", "--model.input", "subword")[1])]  # fmt: skip
+    assert work[0] < work[1]  # 30,522 cost more
+    with pytest.raises(UserError, match="has 4004 tokens; leave --vocabulary out"):
+        planned(*command, "--vocabulary", "5000")
+
+
 def test_a_wide_part_takes_memory(planned):
     most = [
         memory(planned("configs/reuters.yaml", "--classify.wide", wide)[1])["all"]
