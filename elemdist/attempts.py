@@ -123,7 +123,7 @@ class Attempt:
 
     def hold(self) -> None:
         """Shows that this process lives, until it ends; only where the file system has locks."""
-        handle = os.open(self.folder / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = os.open(self.folder / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held, not closed
 

@@ -44,17 +44,20 @@ class TensorFile:
             need this one for it, and not written.
         layout: name -> (type, shape), in the order of the tensors.
         tensors: made one at a time, while the file is written.
+        metadata: texts about the file, by name; None: none.
     """
 
     name: str
     layout: Layout
     tensors: Iterable[Tensor]
+    metadata: dict[str, str] | None = None
 
 
-def header(layout: Layout) -> bytes:
-    """What comes before the tensors in a safetensors file."""
-    entries, place = {}, 0
-    for name, (dtype, shape) in layout.items():
+def header(file: TensorFile) -> bytes:
+    """Return what comes before the tensors in a safetensors file."""
+    entries: dict[str, Any] = {"__metadata__": file.metadata} if file.metadata else {}
+    place = 0
+    for name, (dtype, shape) in file.layout.items():
         end = place + prod(shape) * dtype.itemsize
         entries[name] = {"dtype": TYPES[dtype], "shape": shape, "data_offsets": [place, end]}
         place = end
@@ -65,7 +68,7 @@ def header(layout: Layout) -> bytes:
 
 def contents(file: TensorFile) -> Iterator[bytes | memoryview]:
     """The bytes of the file, in pieces."""
-    yield header(file.layout)
+    yield header(file)
     for tensor in file.tensors:
         flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
         yield flat.numpy().data

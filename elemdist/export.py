@@ -12,21 +12,20 @@ A first projection that keeps the slots apart becomes the dense matrix that it a
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from elemdist import checkpoint
 from elemdist.atomic import new_folder
 from elemdist.blocks import SlotProjection
+from elemdist.checkpoint_parts import WEIGHTS, TensorFile, write_tensors
 from elemdist.errors import UserError
-from elemdist.export_card import model_card
+from elemdist.export_card import model_card, printable
 from elemdist.export_settings import ExportSettings
 from elemdist.json_text import json_text
 from elemdist.model import Model
@@ -47,34 +46,51 @@ AloneRanges = Callable[[], list[tuple[int, int]]]
 
 
 def run(settings: ExportSettings, alone: AloneRanges) -> int:
-    """``elemdist export``; the exit code."""
+    """Run ``elemdist export``; return the exit code."""
     settings.check()
     out = Path(settings.out or "")
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"out: {out} exists; name a folder to be made")
     if not out.resolve().parent.is_dir():
         raise UserError(f"out: there is no folder {out.resolve().parent}; make it first")
     found = checkpoint.find(settings.run or "")
     config = found.config()
     check(config)
-    with export_folder(out) as folder:
-        model = Model(config)
-        found.load_weights(model, as_trained=True)
-        save_file(weights_of(model), folder / "model.safetensors", {"format": "pt"})
-        write_json(folder / "config.json", config_tree(config, next(model.parameters()).dtype))
-        write_json(folder / "tokenizer_config.json", tokenizer_tree(config, alone))
-        for source in sorted(CODE.glob("*_elemdist.py")):
-            shutil.copyfile(source, folder / source.name)
-        card = model_card(found, config, model, settings.figures, out.name)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        if settings.onnx:
-            from elemdist.export_onnx import write_onnx  # here, as few have what it needs
-
-            write_onnx(folder, config)
+    try:
+        with new_folder(out.resolve().parent / out.name) as folder:
+            write(folder, found, config, settings, alone)
+    except OSError as error:
+        raise UserError(f"out: {out} cannot be written: {reason_of(error)}") from None
     auto, _ = CLASSES[config.objective]
-    print(f"{out}: the {config.objective} model of step {found.step}, to be loaded by")
-    print(f'  transformers.{auto}.from_pretrained("{out}", trust_remote_code=True)')
+    print(f"{printable(str(out))}: the {config.objective} model of step {found.step}, loaded by")
+    print(f"  transformers.{auto}.from_pretrained({str(out)!r}, trust_remote_code=True)")
     return 0
+
+
+def write(
+    folder: Path,
+    found: checkpoint.Checkpoint,
+    config: ModelConfig,
+    settings: ExportSettings,
+    alone: AloneRanges,
+) -> None:
+    """Write all files of an export into a folder. Raises OSError and UserError."""
+    model = Model(config)
+    found.load_weights(model, as_trained=True)
+    weights = weights_of(model)
+    layout = {name: (weight.dtype, tuple(weight.shape)) for name, weight in weights.items()}
+    file = TensorFile(WEIGHTS, layout, weights.values(), {"format": "pt"})
+    write_tensors(folder / WEIGHTS, file, lambda: None)
+    write_json(folder / "config.json", config_tree(config, next(model.parameters()).dtype))
+    write_json(folder / "tokenizer_config.json", tokenizer_tree(config, alone))
+    for source in sorted(CODE.glob("*_elemdist.py")):
+        (folder / source.name).write_bytes(source.read_bytes())  # its permissions are umask's
+    card = model_card(found, config, model, settings.figures, Path(settings.out or "").name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    if settings.onnx:
+        from elemdist.export_onnx import write_onnx  # here, as few have what it needs
+
+        write_onnx(folder, config)
 
 
 def check(config: ModelConfig) -> None:
@@ -89,16 +105,6 @@ def check(config: ModelConfig) -> None:
         )
     if model.ablation.slots == "shuffled":
         raise UserError("export: model.ablation.slots shuffled is an experiment; it stays here")
-
-
-@contextlib.contextmanager
-def export_folder(out: Path) -> Iterator[Path]:
-    """Yield new_folder(out). Raises UserError where it cannot be written."""
-    try:
-        with new_folder(out) as folder:
-            yield folder
-    except OSError as error:
-        raise UserError(f"out: {out} cannot be written: {reason_of(error)}") from None
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,20 @@ from elemdist.model_config import ModelConfig
 
 TASKS = {"mlm": "fill-mask", "clm": "text-generation", "classify": "text-classification"}
 MOST_LABELS = 50  # that the card names
+MOST_CHARACTERS = 100  # of a name on the card
+MARKUP = re.compile(r"([\\`*\[\]#|~$]|(?<!\w)_|_(?!\w))")  # what Markdown reads as more than itself
 USE = {
     "classify": """\
 from transformers import pipeline
 
-classifier = pipeline("text-classification", "{name}", trust_remote_code=True, top_k=3)
+classifier = pipeline("text-classification", {name}, trust_remote_code=True, top_k=3)
 print(classifier("Wheat exports rose."))
 """,
     "mlm": """\
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
-model = AutoModelForMaskedLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained({name}, trust_remote_code=True)
+model = AutoModelForMaskedLM.from_pretrained({name}, trust_remote_code=True)
 batch = tokenizer("Wheat exports rose.")
 batch["input_ids"][0, 2] = tokenizer.mask_token_id  # the second word
 print(tokenizer.decode(model(**batch).logits[0, 2].argmax(-1)))
@@ -35,8 +39,8 @@ print(tokenizer.decode(model(**batch).logits[0, 2].argmax(-1)))
     "clm": """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained({name}, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained({name}, trust_remote_code=True)
 batch = tokenizer("Wheat exports ")
 print(tokenizer.decode(model(**batch).logits[0, -1].argmax(-1)))  # what comes next
 """,
@@ -75,12 +79,14 @@ def model_card(
     }
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {name}",
-        "\n".join(["| | |", "|---|---|", *(f"| {key} | {told} |" for key, told in facts.items())]),
+        f"# {plain(name)}",
+        "\n".join(
+            ["| | |", "|---|---|", *(f"| {key} | {plain(told)} |" for key, told in facts.items())]
+        ),
     ]
     parts += figures_part(found, figures)
     if config.labels:
-        shown = [f"`{label}`" for label in config.labels[:MOST_LABELS]]
+        shown = [code_span(label) for label in config.labels[:MOST_LABELS]]
         more = len(config.labels) - len(shown)
         parts.append("Labels: " + ", ".join(shown) + (f" and {more} more." if more else "."))
         at = settings.classify.threshold
@@ -88,7 +94,7 @@ def model_card(
         if settings.classify.refit or settings.classify.loss == "squared_hinge":
             holds += " Scores tell which label is the likelier one; they are no probabilities."
         parts.append(holds)
-    use = USE[config.objective].format(name=name)
+    use = USE[config.objective].format(name=repr(name))
     parts.append(f"## Use\n\nNeeds torch and transformers.\n\n```python\n{use}```")
     return "\n\n".join(parts) + "\n"
 
@@ -101,13 +107,45 @@ def figures_part(found: Checkpoint, figures: str | None) -> list[str]:
         shown, told = read_figures(figures), "By `elemdist eval`, with 95 % intervals:"
     intervals = shown.get("intervals")
     rows = [
-        f"| {key} | {told_value(value)}{between(intervals, key)} |"
+        f"| {plain(key)} | {told_value(value)}{between(intervals, key)} |"
         for key, value in shown.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number(value)
     ]
     if not rows:
         return []
     return ["## Figures", told, "\n".join(["| figure | value |", "|---|---|", *rows])]
+
+
+def is_number(value: Any) -> bool:
+    """Return whether it is a figure: a number that is finite."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with escapes in place of characters that cannot be shown, and
+    without what is too long for a name."""
+    if len(text) > MOST_CHARACTERS:
+        text = text[: MOST_CHARACTERS - 1] + "…"
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
+def plain(text: str) -> str:
+    """Return a text as Markdown that shows it, in a heading or in a cell of a table."""
+    text = MARKUP.sub(r"\\\1", printable(text))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def code_span(text: str) -> str:
+    """Return a text as code in Markdown: between more backticks than it has in a row."""
+    text = printable(text)
+    if not text:
+        return "(empty)"
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    edge = " " if text[0] in " `" or text[-1] in " `" else ""
+    return f"{ticks}{edge}{text}{edge}{ticks}"
 
 
 def told_value(value: float) -> str:
@@ -118,7 +156,7 @@ def told_value(value: float) -> str:
 def between(intervals: Any, key: str) -> str:
     """The 95 % interval of a figure, where there is one."""
     bounds = intervals.get(key) if isinstance(intervals, dict) else None
-    if not isinstance(bounds, list) or not all(isinstance(one, (int, float)) for one in bounds):
+    if not isinstance(bounds, list) or not all(map(is_number, bounds)):
         return ""
     return f" ({' to '.join(f'{one:.4f}' for one in bounds)})"
 

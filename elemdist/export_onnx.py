@@ -54,13 +54,19 @@ def write_onnx(folder: Path, config: ModelConfig) -> None:
     batch, length = torch.export.Dim("batch"), torch.export.Dim("positions", max=config.positions)
     inputs = example(config, 3, min(17, config.positions))
     path = folder / "model.onnx"
-    torch.onnx.export(
-        model, inputs, path, dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
-        input_names=["input_ids", "attention_mask"], output_names=["logits"],
-        dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length}),
-    )  # fmt: skip
+    try:
+        torch.onnx.export(
+            model, inputs, path, dynamo=True, opset_version=OPSET, external_data=False,
+            input_names=["input_ids", "attention_mask"], output_names=["logits"], verbose=False,
+            dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length}),
+        )  # fmt: skip
+    except OSError:
+        raise
+    except Exception as error:  # the exporter raises nothing more exact
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"onnx: torch cannot write this model so: {first}") from error
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for rows, positions in ((1, 5), (4, min(40, config.positions))):
+    for rows, positions in ((1, min(5, config.positions)), (4, min(40, config.positions))):
         inputs = example(config, rows, positions)
         with torch.no_grad():
             expected = model(*inputs).numpy()

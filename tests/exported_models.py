@@ -110,3 +110,29 @@ PREDICTORS = {
     "decoder": config_of("clm", backbone="decoder", norm="pre", positions="rotary"),
     "decoder, autoregressive": config_of("clm", backbone="decoder", head="autoregressive"),
 }
+
+
+def combinations() -> tuple[dict[str, ModelConfig], dict[str, ModelConfig]]:
+    """Every backbone with every input: classifiers and predictors, of both heads."""
+    classifiers, predictors = {}, {}
+    for backbone in ("bert", "albert", "canine", "decoder"):
+        for input in ("elementwise", "byte", "canine"):
+            shape = {"backbone": backbone, "input": input}
+            embedding = {"embedding_width": 32} if backbone != "decoder" else {}
+            objective = "clm" if backbone == "decoder" else "mlm"
+            for pooling in ("last", "mean"):
+                name = f"{backbone}, {input}, {pooling}"
+                classifiers[name] = config_of("classify", pooling, **shape, **embedding)
+            for head in ("independent", "autoregressive"):
+                for tied in (True, False):
+                    name = f"{backbone}, {input}, {head}" + ", untied" * (not tied)
+                    predictors[name] = config_of(
+                        objective, head=head, slot_width=32, tied=tied, **shape, **embedding
+                    )
+    mixed = AblationSettings(tables="per_slot", mixing=16)
+    classifiers["mixed tables"] = config_of("classify", "mean", ablation=mixed, wide=True)
+    predictors["mixed tables"] = config_of("mlm", ablation=mixed, embedding_width=32)
+    return classifiers, predictors
+
+
+MORE_CLASSIFIERS, MORE_PREDICTORS = combinations()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from data_prep.classes import alone, class_table
 from data_prep.pack import samples_of
 from data_prep.segment import rows_of
+from elemdist import export
 from elemdist.batch import unpad
 from elemdist.exported.tokenization_elemdist import ElemdistTokenizer
 from elemdist.inputs import open_reading
@@ -20,6 +21,8 @@ from elemdist.rows import PAD
 from tests.data_prep.reference import texts as made_texts
 from tests.exported_models import (
     CLASSIFIERS,
+    MORE_CLASSIFIERS,
+    MORE_PREDICTORS,
     PREDICTORS,
     random_model,
     tokenizer_of,
@@ -41,10 +44,11 @@ def batch_of(config: ModelConfig):
     return unpad(rows_BNV, None, np.arange(len(TEXTS)), open_reading(config))
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", CLASSIFIERS | MORE_CLASSIFIERS)
 @torch.no_grad()
 def test_classifiers(name):
-    config = CLASSIFIERS[name]
+    config = (CLASSIFIERS | MORE_CLASSIFIERS)[name]
+    export.check(config)
     model = random_model(config)
     batch = batch_of(config)
     logits_SL = model(batch.rows_TV, batch.position_T, batch.segments)
@@ -59,11 +63,12 @@ def test_classifiers(name):
     torch.testing.assert_close(again_BL, expected_BL, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", PREDICTORS)
+@pytest.mark.parametrize("name", PREDICTORS | MORE_PREDICTORS)
 @torch.no_grad()
 def test_predictions(name):
     """Logits of every position's bytes; of an autoregressive head, given the bytes before."""
-    config = PREDICTORS[name]
+    config = (PREDICTORS | MORE_PREDICTORS)[name]
+    export.check(config)
     model = random_model(config)
     batch = batch_of(config)
     rows_TV = batch.rows_TV

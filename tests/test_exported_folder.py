@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from elemdist import export, export_onnx
+from data_prep.classes import alone
+from elemdist import export
+from elemdist.export_settings import ExportSettings
 from elemdist.exported import modeling_elemdist as exported
 from elemdist.exported.configuration_elemdist import ElemdistConfig
 from elemdist.exported.tokenization_elemdist import ElemdistTokenizer
-from elemdist.model_config import ModelConfig, resolved
-from elemdist.model_settings import AblationSettings, ModelSettings
 from tests.conftest import TINY, elemdist, expect_user_error
-from tests.exported_models import CLASSIFIERS, PREDICTORS, N, V, config_of, random_model
 
 
 @pytest.fixture(scope="module")
@@ -200,39 +201,39 @@ def test_mistakes(kind, classifier, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if kind == "exists" else [])
 
 
-def test_inputs_that_are_not_exported():
-    shuffled = config_of("mlm", ablation=AblationSettings(slots="shuffled"))
-    with pytest.raises(export.UserError, match="shuffled"):
-        export.check(shuffled)
-    for segmenter in ("uax29", "sentence", "subword"):
-        config = ModelConfig(N, V, "mlm", resolved(ModelSettings(), V), segmenter=segmenter)
-        with pytest.raises(export.UserError, match="shard with --segmenter word"):
-            export.check(config)
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_are_readable_as_umask_says(umask, classifier, tmp_path):
+    before = os.umask(umask)
+    try:
+        export.run(ExportSettings(str(classifier), str(tmp_path / "out")), alone)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert "model.safetensors" in modes
+    assert set(modes.values()) == {0o666 & ~umask}
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o777 & ~umask
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        CLASSIFIERS["canine"],
-        CLASSIFIERS["wide"],
-        CLASSIFIERS["uncased"],
-        PREDICTORS["decoder"],
-    ],
-    ids=["canine", "wide", "uncased", "decoder"],
-)
-def test_onnx_of_other_models(config, tmp_path, monkeypatch):
-    """Of lengths and batches that it was not traced with, write_onnx compares the logits."""
-    weights = export.weights_of(random_model(config))
-    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    export.write_json(tmp_path / "config.json", export.config_tree(config, torch.float32))
-    for source in export.CODE.glob("*_elemdist.py"):
-        shutil.copyfile(source, tmp_path / source.name)
-    export_onnx.write_onnx(tmp_path, config)
-    monkeypatch.setattr(export_onnx, "TOLERANCE", 0.0)
-    with pytest.raises(export.UserError, match="onnxruntime gives logits that differ by"):
-        export_onnx.write_onnx(tmp_path, config)
+@pytest.mark.parametrize("most", [0, 500, 5000, 20000])
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(most, classifier, tmp_path):
+    """A limit on the size of files gives the same kind of error at the same places."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    settings = ExportSettings(str(classifier), str(tmp_path / "out"))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+        with pytest.raises(export.UserError, match=r"out: .*out cannot be written: \w") as error:
+            export.run(settings, alone)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_onnx_of_an_autoregressive_head(tmp_path):
-    with pytest.raises(export.UserError, match="leave --onnx out"):
-        export_onnx.write_onnx(tmp_path, PREDICTORS["autoregressive"])
+def test_what_a_killed_export_left_is_removed_by_the_next(classifier, tmp_path):
+    left = tmp_path / f".out.{'0' * 16}.tmp"
+    other = tmp_path / f".other.{'0' * 16}.tmp"
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+    export.run(ExportSettings(str(classifier), str(tmp_path / "out")), alone)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", other.name}
