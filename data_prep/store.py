@@ -7,13 +7,14 @@ then compared in size; a store shows it only when it is complete. Names are rela
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from typing import Any
 
 from elemdist.atomic import replacing, sync_file, sync_folder
 from elemdist.errors import UserError
-from elemdist.os_errors import FULL, reason_of
+from elemdist.os_errors import reason_of
 from elemdist.remote import filesystem, is_url, public, retried
 
 Bytes = bytes | memoryview
@@ -238,11 +239,13 @@ def open_store(path: str) -> Store:
 
 def write_error(path: str, needed: int, error: OSError) -> UserError:
     """What a user is told when `needed` bytes could not be written to `path`."""
-    if error.errno not in FULL:
+    if error.errno != errno.ENOSPC:
         return UserError(f"cannot write {path}: {reason_of(error)}")
     folder = os.path.dirname(path) or "."
     free = shutil.disk_usage(folder).free if os.path.isdir(folder) else 0
     needs = f"the file needs {needed:,} bytes" if needed else "it needs more"
+    if free > needed + (1 << 26):  # bytes are not what is missing
+        needs = "its inodes may be used up (see `df -i`), or a quota of the folder"
     return UserError(
         f"no space for {path}: {error.strerror}; {needs} and the disk has {free:,} bytes free. "
         f"Nothing incomplete is left behind: make room and run again"

@@ -7,7 +7,6 @@ import os
 import resource
 from pathlib import Path
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What the machine, not the program, is at fault for -> what to do about it.
 ADVICE = {
     errno.ENOSPC: "make room there, or name a folder on another disk",

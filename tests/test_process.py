@@ -16,6 +16,7 @@ import pytest
 
 from data_prep import pool
 from data_prep.settings import ShardSettings
+from data_prep.store import write_error
 from elemdist import os_errors
 from elemdist.errors import UserError
 from elemdist.os_errors import is_of_the_machine, line_of, reason_of
@@ -190,6 +191,21 @@ def test_the_verb_ends_with_that_line_and_bugs_with_their_traceback():
         done = run_body(f"raise {bug}")
         assert done.returncode == 1
         assert "Traceback" in done.stderr
+
+
+def test_what_a_store_cannot_write_is_one_true_line(tmp_path, monkeypatch):
+    place, full = str(tmp_path / "file"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    usage = SimpleNamespace(free=5_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    assert "the file needs 9,000 bytes and the disk has 5,000" in str(
+        write_error(place, 9000, full)
+    )
+    usage.free = 1 << 40
+    assert "its inodes may be used up (see `df -i`)" in str(write_error(place, 9000, full))
+    quota = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    line = str(write_error(place, 9000, quota))
+    assert "Disk quota exceeded: your quota there is used up" in line
+    assert "bytes free" not in line
 
 
 def test_the_limit_on_open_files_is_named_as_it_is():
