@@ -22,6 +22,7 @@ class Ending:
     """
 
     def __init__(self) -> None:
+        self.process = os.getpid()
         self.signal = 0
         self.last = False
 
@@ -35,6 +36,10 @@ class Ending:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Signal handler."""
+        if os.getpid() != self.process:  # forked, as a worker that is terminated
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if self.signal or self.last:
             end_at_once(self.signal or number)
         self.signal = number

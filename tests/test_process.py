@@ -76,6 +76,18 @@ def test_sigterm_clears_up_and_ends_as_by_the_signal():
     assert done.stderr == "elemdist inspect: terminated\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_forked_process_ends_by_the_signal_without_a_word(number):
+    done = run_body(
+        "child = os.fork()",
+        "if not child: time.sleep(60)",
+        "time.sleep(0.3)",
+        f"os.kill(child, {int(number)})",
+        "print(-os.WTERMSIG(os.waitpid(child, 0)[1]))",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"-{int(number)}\n", "")
+
+
 def test_what_a_shell_ignores_stays_ignored():
     done = run_body(
         "os.kill(os.getpid(), signal.SIGINT)",
