@@ -71,9 +71,10 @@ def use_threads(local_world_size: int) -> None:
         torch.set_num_threads(max(1, cores // local_world_size))
 
 
-def take_place() -> None:
+def take_place(ranks: int) -> None:
     """See to RANK and so on: those that are set, those of srun or of MPI, else of one rank alone.
-    Raises UserError where they do not go together."""
+
+    Raises UserError where they do not go together, or one alone is to be so many `ranks`."""
     if rank_variables.in_mpi():  # whose daemons srun starts on other nodes
         rank_variables.take_mpi_ranks()
     elif slurm_ranks.in_step():
@@ -82,6 +83,11 @@ def take_place() -> None:
         print(f"elemdist train: {slurm_ranks.NOT_IN_IT}", file=sys.stderr, flush=True)
     if "RANK" in os.environ:
         return rank_variables.check_ranks()
+    if ranks > 1:
+        raise UserError(
+            f"ranks: this file is one rank, not {ranks}; `elemdist train` starts them, or torchrun"
+            f" --nproc-per-node {ranks} elemdist/train.py"
+        )
     rank_variables.forget_ranks()
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
@@ -105,7 +111,7 @@ def told_when_late(seconds: float) -> Iterator[None]:
 def join_ranks(settings: TrainSettings) -> Ranks:
     """Joins the process group that RANK, WORLD_SIZE and MASTER_ADDR describe, or srun, or MPI;
     alone without."""
-    take_place()
+    take_place(settings.ranks)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     world_size = int(os.environ["WORLD_SIZE"])
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))

@@ -45,6 +45,12 @@ def in_step(environment: Mapping[str, str] = os.environ) -> bool:
     return ours is None or ours == stated
 
 
+def speaks_for_all() -> bool:
+    """Return whether this process says what all ranks would say: rank 0, or no rank yet."""
+    task = os.environ.get("SLURM_PROCID", "0") if in_step() else "0"
+    return os.environ.get("RANK", task) == "0"
+
+
 def step_of_process(process: int) -> str | None:
     """Return JOB.STEP of the step that a process runs in, as 71.0 or 71.batch; empty: in none. None
     on a machine that hides the processes of other users."""

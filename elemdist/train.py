@@ -51,11 +51,10 @@ from elemdist.errors import (
 from elemdist.evaluate import gather_ranks
 from elemdist.output import use_utf8
 from elemdist.passes import Pass, passes_of
-from elemdist.rank_variables import in_mpi
 from elemdist.refit import refit
 from elemdist.reports import evaluate_now, report
 from elemdist.sequence_parallel import once
-from elemdist.slurm_ranks import in_step
+from elemdist.slurm_ranks import speaks_for_all
 from elemdist.start_up import Session
 from elemdist.step import train_step
 from elemdist.stop import StopRequest, end_process, how_it_ended, write_end
@@ -237,7 +236,6 @@ def is_due(step: int, every: int, last: int) -> bool:
 def run(settings: TrainSettings) -> int:
     """Trains on this rank; the exit code. The run folder says how it ended."""
     settings.check()
-    check_alone(settings)
     ranks, session = join_ranks(settings), None
     code, line, together = 0, "", True
 
@@ -272,27 +270,22 @@ def run(settings: TrainSettings) -> int:
     end_process(code)  # the others may never answer again, whatever an orderly end asks of them
 
 
-def check_alone(settings: TrainSettings) -> None:
-    """Raises UserError where ranks are asked for that nobody has started."""
-    if settings.ranks > 1 and not ("RANK" in os.environ or in_step() or in_mpi()):
-        raise UserError(
-            f"ranks: this file is one rank, not {settings.ranks}; `elemdist train` starts them, or"
-            f" torchrun --nproc-per-node {settings.ranks} elemdist/train.py"
-        )
+def say_once(line: str, own: bool = False) -> None:
+    """Print a line before the ranks have met, by one of them, unless it is this rank's `own`."""
+    if own or speaks_for_all():
+        print(f"elemdist train: {line}", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> int:
     """A rank's entry: the same arguments as ``elemdist train``; the exit code."""
     use_utf8()
     try:
-        settings = parse(TrainSettings, understood(argv), "elemdist train")
-        code = run(settings)
+        code = run(parse(TrainSettings, understood(argv, say_once), "elemdist train"))
         # srun would end the others at the first that fails; its launcher reads RUN/end.json.
         launched = VARIABLE in os.environ and "SLURM_STEP_ID" in os.environ
         return 0 if launched and code == EXIT_STOPPED else code
     except UserError as error:  # before the ranks have met, on each of them
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
-            print(f"elemdist train: error: {error}", file=sys.stderr, flush=True)
+        say_once(f"error: {error}", isinstance(error, RankError))
         return EXIT_USER_ERROR
 
 

@@ -9,7 +9,7 @@ import elemdist
 from elemdist.commandline import parse
 from elemdist.config import TrainSettings
 from elemdist.rank_variables import forget_ranks, in_mpi, starter, without_ranks
-from elemdist.slurm_ranks import NOT_IN_IT, in_step, says_step
+from elemdist.slurm_ranks import NOT_IN_IT, in_step, says_step, speaks_for_all
 from elemdist.stop import read_end, write_end
 from elemdist.train_arguments import understood
 from elemdist.units import counted
@@ -24,14 +24,16 @@ def run(argv: list[str], description: str | None) -> int:
     Raises:
         UserError: the settings cannot be.
     """
-    argv = understood(argv, local.say)
+    is_rank = belongs_to_others()
+    argv = understood(argv, say_once)
     settings = parse(TrainSettings, argv, "elemdist train", None, description)
     settings.check()
-    is_rank = belongs_to_others()
+    if is_rank and settings.ranks:
+        say_once(f"ranks: {settings.ranks} is not taken, as these ranks are started by others")
     gpus = 0 if settings.device == "cpu" else local.count_gpus()
     if settings.device == "auto" and not gpus and (hidden := local.all_gpus()):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        local.say(f"CUDA_VISIBLE_DEVICES={visible!r} hides {counted(hidden, 'GPU')}: on the CPU")
+        say_once(f"CUDA_VISIBLE_DEVICES={visible!r} hides {counted(hidden, 'GPU')}: on the CPU")
     ranks = settings.ranks or max(1, gpus)
     if ranks > 1 and not is_rank:
         code = local.start_ranks(TRAIN, argv, ranks)
@@ -45,18 +47,22 @@ def run(argv: list[str], description: str | None) -> int:
     return main(argv)
 
 
+def say_once(line: str) -> None:
+    """Print a line, by one of the ranks that others have started."""
+    if speaks_for_all():
+        local.say(line)
+
+
 def belongs_to_others() -> bool:
     """Return whether torchrun, MPI or srun has started this process as one of several ranks. What
     only looks so is taken out of the environment, which is said."""
-    in_srun = in_step(without_ranks(os.environ, step=False))
-    first = not in_srun or os.environ.get("SLURM_PROCID") == "0"  # of all tasks that would say so
-    if not starter() and (told := forget_ranks()) and first:
-        local.say(
+    if not starter() and (told := forget_ranks()):
+        say_once(
             f"{told} are not taken, as this command starts its ranks itself; ranks that others"
             " start run elemdist/train.py"
         )
     if not in_mpi() and says_step(os.environ) and not in_step():
-        local.say(NOT_IN_IT)
+        say_once(NOT_IN_IT)
         for name in os.environ.keys() - without_ranks(os.environ).keys():
             del os.environ[name]
     return "RANK" in os.environ or in_step() or in_mpi()

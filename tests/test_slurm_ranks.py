@@ -13,6 +13,7 @@ from elemdist.slurm_ranks import (
     in_step,
     port_of,
     says_step,
+    speaks_for_all,
     take_ranks,
     tasks_per_node,
 )
@@ -50,6 +51,21 @@ def test_the_variables_of_a_step_count_in_that_step_alone(monkeypatch):
     for step, expected in [("71.2", True), (None, True), ("71.batch", False), ("72.2", False)]:
         monkeypatch.setattr("elemdist.slurm_ranks.step_of_process", lambda _, step=step: step)
         assert in_step(STEP) is expected, step
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [({}, True), ({"RANK": "0"}, True), ({"RANK": "1"}, False),
+     (STEP, False), (STEP | {"SLURM_PROCID": "0"}, True), (STEP | {"RANK": "0"}, True)],
+)  # fmt: skip
+def test_one_of_all_ranks_speaks(variables, expected, monkeypatch):
+    for name in ("RANK", *STEP):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert speaks_for_all() or variables == {"RANK": "1"}, "these are none of srun's here"
+    monkeypatch.setattr("elemdist.slurm_ranks.step_of_process", lambda _: "71.2")
+    assert speaks_for_all() is expected
 
 
 @pytest.mark.parametrize(
