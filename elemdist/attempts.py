@@ -24,12 +24,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from elemdist.artefacts import read_text
 from elemdist.atomic import write_atomically
 from elemdist.errors import Superseded, UserError
 from elemdist.json_text import json_text
 
 VARIABLE = "ELEMDIST_ATTEMPT"  # in the environment of the ranks: the number their launcher took
 STOP_CHECK_S = 0.5  # a shared file system is not asked more often than this
+SHORT = 1 << 16  # bytes of a file with a line in it
 FOLDER = re.compile(r"\d{5,9}")
 
 
@@ -167,8 +169,8 @@ class Attempt:
     def asked_to_stop(self) -> str | None:
         """Why its ranks are asked to stop; None as long as they are not."""
         try:
-            return (self.folder / "stop").read_text(encoding="utf-8").strip() or "a stop file"
-        except OSError:
+            return read_text(self.folder / "stop", SHORT).strip() or "a stop file"
+        except UserError:  # none, or a file system that does not answer just now
             return None
 
     def looked_at(self) -> tuple[str | None, bool]:

@@ -29,7 +29,7 @@ from typing import Any
 from elemdist.atomic import write_atomically
 from elemdist.compare_noise import Points, noise_points, noise_table
 from elemdist.compare_settings import CompareSettings, Entry
-from elemdist.compare_stages import StageError, Stages, lines_of, write_json
+from elemdist.compare_stages import StageError, Stages, trained_lines, write_json
 from elemdist.config import TrainSettings
 from elemdist.errors import UserError
 from elemdist.locks import lock
@@ -231,10 +231,11 @@ def spent(entry: Entry, seed: int, stages: Stages) -> list[dict[str, Any]]:
     found = []
     for phase in stages.phases(entry):
         run = stages.out / "runs" / entry.name / f"seed-{seed}" / phase.name
-        lines = [line for line in lines_of(run) if line["kind"] == "train"]
-        per_step = [line["samples"] / line["step"] / line["samples_per_s"] for line in lines]
-        seconds = sum(per_step) / len(per_step) * lines[-1]["step"]
-        figures = {"steps": lines[-1]["step"], "seconds": round(seconds, 1)}
+        per_step, lines, steps = 0.0, 0, 0
+        for line in trained_lines(run):
+            steps, lines = line["step"], lines + 1
+            per_step += line["samples"] / steps / line["samples_per_s"]
+        figures = {"steps": steps, "seconds": round(per_step / lines * steps, 1)}
         found.append({"phase": phase.name, "parameters": parameters_of(run), **figures})
     return found
 

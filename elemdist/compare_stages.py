@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from elemdist.compare_settings import CompareSettings, Entry
 from elemdist.config import TrainSettings
 from elemdist.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 from elemdist.json_text import json_text
+from elemdist.metrics_file import records_of
 from elemdist.mixture import check_filled
 from elemdist.rank_variables import without_ranks
 from elemdist.shards import ShardSet
@@ -200,7 +201,7 @@ class Stages:
         words += ["--data.eval", "null"] if phase.name == "train" else []
         log = self.out / "logs" / f"trial-{entry.name}-{phase.name}.log"
         self.command(log, "train", *words)
-        last = [line for line in lines_of(run) if line["kind"] == "train"][-1]
+        *_, last = trained_lines(run)
         gpus = json.loads((run / "environment.json").read_text(encoding="utf-8"))["gpus"]
         own = phase.settings()  # an entry may have ranks and a device of its own
         ranks = own.ranks or max(1, len(gpus) if own.device != "cpu" else 0)
@@ -241,10 +242,9 @@ def as_words(values: dict[str, Any]) -> list[str]:
     return words
 
 
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics."""
-    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+def trained_lines(run: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of training in a run's metrics. Raises UserError."""
+    return (line for line in records_of(run / "metrics.jsonl") if line["kind"] == "train")
 
 
 def write_json(path: Path, value: Any) -> None:

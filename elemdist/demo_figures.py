@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from elemdist.demo_corpus import Corpus
+from elemdist.metrics_file import last_evaluation
 from elemdist.multilabel import multilabel_figures
 from elemdist.rows import FIRST_SPECIAL, PAD
 from elemdist.shards import ShardSet
@@ -56,20 +56,14 @@ def frequency_bits_per_byte(train: ShardSet, held_out: ShardSet) -> float:
     return float(bits / asked_VE[:, :FIRST_SPECIAL].sum())
 
 
-def last_bits_per_byte(run: Path) -> float:
-    """Of the last evaluation in a run's metrics."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    evaluations = [line for line in map(json.loads, lines) if line["kind"] == "eval"]
-    return float(evaluations[-1]["bits_per_byte"])
-
-
 def print_table(out: Path, corpus: Corpus, test: dict[str, Any]) -> None:
     """Bits per byte after pre-training, and the classifier's figures on the test functions."""
     shards = out / "shards"
     sets = [ShardSet(str(shards / f"source-{part}")) for part in ("train", "val")]
     baseline = most_frequent_baseline(corpus)
+    pretrained = last_evaluation(out / "runs" / "pretrain")
     rows = [
-        ("bits per byte, masked words", last_bits_per_byte(out / "runs" / "pretrain")),
+        ("bits per byte, masked words", pretrained["bits_per_byte"]),
         *((text, test[key]) for key, text in SCORES.items()),
     ]
     trivial = [frequency_bits_per_byte(*sets), *(baseline[key] for key in SCORES)]

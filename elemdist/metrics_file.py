@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -73,7 +74,7 @@ def records_of(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def last_evaluation(folder: Path, step: int) -> dict[str, Any]:
+def last_evaluation(folder: Path, step: int = sys.maxsize) -> dict[str, Any]:
     """Return the last evaluation of a run up to a step; empty where there is none. Raises
     UserError."""
     found: dict[str, Any] = {}

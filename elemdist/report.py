@@ -191,6 +191,7 @@ def attempts_part(path: Path) -> Iterator[str]:
     rows = []
     for number in numbers(path):
         end = Attempt(path, number).read("end")
-        rows.append([str(number), end.get("step"), str(end.get("reason", "not told"))])
+        told = str(end.get("reason", "not told"))
+        rows.append([str(number), *cells(end, ["step"]), told])
     if len(rows) > 1:
         yield page.table("Attempts", ["attempt", "step", "how it ended"], rows)

@@ -54,7 +54,7 @@ class End:
                 int(facts["code"]), str(facts["kind"]), str(facts["reason"]), int(facts["before"]),
                 int(facts["after"]), int(facts["step"]), facts.get("asked"),
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from elemdist.artefacts import read_text
 from elemdist.atomic import write_atomically
-from elemdist.attempts import Attempt, numbers
-from elemdist.errors import EXIT_LOST, EXIT_STOPPED
+from elemdist.attempts import SHORT, Attempt, numbers
+from elemdist.errors import EXIT_LOST, EXIT_STOPPED, UserError
 from elemdist.stop import read_end
 from launcher.decide import End
 from launcher.progress import newest_step, tail
@@ -45,8 +46,8 @@ def note_lost(run_dir: Path) -> None:
 def launched_before(run_dir: Path) -> int:
     """The number of the newest attempt when somebody launched the run last."""
     try:
-        return int((run_dir / "launch" / "attempts-before").read_text())
-    except (OSError, ValueError):
+        return int(read_text(run_dir / "launch" / "attempts-before", SHORT))
+    except (UserError, ValueError):
         return 0
 
 

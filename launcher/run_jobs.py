@@ -11,7 +11,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from elemdist.artefacts import read_text
 from elemdist.attempts import Attempt
+from elemdist.errors import UserError
 from launcher import slurm
 
 
@@ -30,8 +32,8 @@ def note_jobs(run_dir: Path, numbers: Sequence[str]) -> None:
 def noted_jobs(run_dir: Path) -> list[str]:
     """Return all numbers that note_jobs() has written down, the newest last."""
     try:
-        return (run_dir / "launch" / "jobs").read_text(encoding="utf-8").split()
-    except OSError:
+        return read_text(run_dir / "launch" / "jobs").split()
+    except UserError:
         return []
 
 
