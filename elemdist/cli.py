@@ -270,37 +270,38 @@ def usage() -> str:
     )
 
 
-def main() -> int:
-    """Runs a verb; 0, or 2 with one line on standard error for a user's mistake."""
-    argv = sys.argv[1:]
-    if not argv or argv[0] in ("-h", "--help", "help"):
+def run_verb(name: str, argv: list[str]) -> int:
+    """Run the verb of this name; its exit code. Raises UserError where there is none."""
+    if name in ("", "-h", "--help", "help"):
         print(usage())
         return 0
-    if argv[0] == "--version":
+    if name == "--version":
         print(__version__)
         return 0
-    name = argv[0]
-    try:
-        if name not in VERBS:
-            raise UserError(
-                f"unknown verb '{name}'{verb_here(name, VERBS)}; elemdist --help lists all"
-            )
-        if name != "train":  # which may be a rank of others
-            from elemdist.rank_variables import forget_ranks
+    if name not in VERBS:
+        raise UserError(f"unknown verb '{name}'{verb_here(name, VERBS)}; elemdist --help lists all")
+    if name != "train":  # which may be a rank of others
+        from elemdist.rank_variables import forget_ranks
 
-            forget_ranks()
-        code = VERBS[name](argv[1:])
+        forget_ranks()
+    return VERBS[name](argv)
+
+
+def main() -> int:
+    """Run a verb; 0, or 2 with one line on standard error for what the user can mend."""
+    name = "".join(sys.argv[1:2])
+    try:
+        code = run_verb(name, sys.argv[2:])
         sys.stdout.flush()
         return code
     except UserError as error:
-        verb = f" {name}" if name in VERBS else ""
-        told = printable(str(error))
-        print(f"elemdist{verb}: error: {told}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        told = str(error)
     except OSError as error:
         from elemdist.os_errors import is_of_the_machine, line_of
 
         if not is_of_the_machine(error):
             raise
-        print(f"elemdist {name}: error: {printable(line_of(error))}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        told = line_of(error)
+    verb = f" {name}" if name in VERBS else ""
+    print(f"elemdist{verb}: error: {printable(told)}", file=sys.stderr)
+    return EXIT_USER_ERROR

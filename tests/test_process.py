@@ -173,6 +173,15 @@ def test_a_full_disk_under_the_standard_output_is_one_line():
             )
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["status", "."], ["shard", "--help"]])
+def test_no_verb_prints_to_a_full_disk_without_a_word(words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([ELEMDIST, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "error: the standard output: No space left on device" in done.stderr
+
+
 MACHINE = [
     "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "ENOENT", "ENOTDIR", "EISDIR",
     "EEXIST", "ENOTEMPTY", "ENAMETOOLONG", "ELOOP", "EXDEV", "ETXTBSY", "EBUSY", "EIO", "ESTALE",
