@@ -10,7 +10,6 @@ rejects/ITEM.jsonl  what was left out of it
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections import Counter
@@ -21,6 +20,7 @@ from data_prep.losses import Losses
 from data_prep.mds import stored
 from data_prep.plan import Done, Job, Plan, SetPart
 from data_prep.store import LocalStore, Store
+from elemdist.artefacts import parse_json
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
 
@@ -105,8 +105,9 @@ class Journal:
             if store.size("index.json") is None:
                 return False
             try:
-                header = json.loads(store.read("journal.jsonl").partition(b"\n")[0])
-            except (OSError, ValueError):
+                line = store.read("journal.jsonl").partition(b"\n")[0]
+                header = parse_json(line, "journal.jsonl", dict[str, Any])
+            except (OSError, UserError):
                 return False
             if header.get("plan") != plan.digest:
                 return False
@@ -210,10 +211,8 @@ class Journal:
 
     def _read(self, name: str) -> Any:
         try:
-            return json.loads(self.store.read(f"{STATE}/{name}"))
-        except FileNotFoundError:
-            return None
-        except ValueError:  # a machine that went down left the name without the content
+            return parse_json(self.store.read(f"{STATE}/{name}"), name)
+        except (OSError, UserError):  # a machine that went down left the name without the content
             return None
 
     def leave(self) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
-from elemdist.errors import UserError, nearest
+from elemdist.errors import UserError
+from elemdist.json_types import Bounds, FileName, Processes, check_types
 
 Format = Literal[
     "auto", "text", "jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "tar", "warc", "mds"
@@ -21,6 +22,8 @@ SplitBy = Literal["bytes", "id"]
 LabelsAs = Literal["names", "multi_hot"]
 
 MIB = 1 << 20
+ShardMb = Annotated[int, Bounds(1, 4095)]  # MDS offsets have 32 bits
+ItemMb = Annotated[int, Bounds(1, 1 << 20)]
 
 
 @dataclass
@@ -61,10 +64,10 @@ class InputSettings:
     members: str = "*"
     """Which members of a tar file are documents: a pattern for their names."""
 
-    max_document_mb: int = 4096
+    max_document_mb: Annotated[int, Bounds(1, 1 << 40)] = 4096
     """MiB of the largest document that is taken; a larger one is an error (see on_error)."""
 
-    max_record_mb: int = 128
+    max_record_mb: Annotated[int, Bounds(1, 1 << 20)] = 128
     """MiB of the largest record of a format that holds records in memory (a line of JSON, a row
     of CSV or Parquet). Text files and tar members stream, whatever their size."""
 
@@ -73,28 +76,28 @@ class InputSettings:
 class ShardSettings:
     """Convert text into shards of byte rows, ready for training."""
 
-    inputs: list[str]
+    inputs: list[FileName]
     """Files, folders (searched in depth, in sorted order), globs, URLs of object stores
     (s3://bucket/folder), or - for standard input (kept in OUT until the set is complete)."""
 
-    out: str
+    out: FileName
     """The folder to write, or its URL in an object store: missing, empty, or unfinished by the
     same command, which then goes on."""
 
     input: InputSettings = field(default_factory=InputSettings)
     """How the input files are read."""
 
-    n: int = 512
+    n: Annotated[int, Bounds(2, 1 << 24)] = 512
     """Materials (rows) of a sample."""
 
-    v: int = 12
+    v: Annotated[int, Bounds(1, 256)] = 12
     """Elements (bytes) that a material holds; a longer one goes on in the next row."""
 
     segmenter: Segmenter = "word"
     """What a material is: word, char (one character), byte (v bytes), uax29 (a word of Unicode's
     rules), sentence, or subword (a token of the tokenizer)."""
 
-    tokenizer: str | None = None
+    tokenizer: FileName | None = None
     """The file of the subword segmenter: any tokenizer.json of the tokenizers library."""
 
     packing: Packing = "document"
@@ -127,11 +130,11 @@ class ShardSettings:
     """What the split hashes: the document's bytes (the first 64 KiB), or its id (input.id_field; a
     file's or tar member's name)."""
 
-    holdout_last: int = 0
+    holdout_last: Annotated[int, Bounds(0, 1 << 62)] = 0
     """Keep the last so many documents apart: they go to OUT/val, all others to OUT/train. 0: all
     documents go to OUT."""
 
-    labels_from: str | None = None
+    labels_from: FileName | None = None
     """A shard folder whose label names, in their order, are taken; any other label is an error.
     Give the training set here when converting a test set. Not set: all labels found, sorted."""
 
@@ -142,13 +145,13 @@ class ShardSettings:
     hashes: str = "xxh3_128"
     """Hashes of each shard in the index, by the names of hashlib and xxhash, between commas."""
 
-    shard_mb: int = 64
+    shard_mb: ShardMb = 64
     """MiB of a full shard file; every process holds one in memory for each set."""
 
-    item_mb: int = 64
+    item_mb: ItemMb = 64
     """MiB of input that one process takes at a time; every such piece ends with a shorter shard."""
 
-    processes: int = 0
+    processes: Processes = 0
     """Processes that work at the same time; 0: one for each core. The shards are the same."""
 
     part: str | None = None
@@ -205,35 +208,7 @@ def check(settings: ShardSettings) -> None:
     Raises:
         UserError: a value out of its range, or two settings that exclude each other.
     """
-    choices: list[tuple[str, str, Any]] = [
-        ("input.format", settings.input.format, Format),
-        ("input.document", settings.input.document, Document),
-        ("input.labels_as", settings.input.labels_as, LabelsAs),
-        ("segmenter", settings.segmenter, Segmenter),
-        ("packing", settings.packing, Packing),
-        ("overlong", settings.overlong, Overlong),
-        ("on_invalid", settings.on_invalid, OnInvalid),
-        ("on_error", settings.on_error, OnError),
-        ("dedup", settings.dedup, Dedup),
-        ("split_by", settings.split_by, SplitBy),
-    ]
-    for name, value, kind in choices:
-        if value not in get_args(kind):
-            known = get_args(kind)
-            raise UserError(f"{name} is {', '.join(known)}, not '{value}'{nearest(value, known)}")
-    limits = [
-        ("n", settings.n, 2, 1 << 24),
-        ("v", settings.v, 1, 256),
-        ("processes", settings.processes, 0, 4096),
-        ("shard_mb", settings.shard_mb, 1, 4095),  # MDS offsets have 32 bits
-        ("item_mb", settings.item_mb, 1, 1 << 20),
-        ("holdout_last", settings.holdout_last, 0, 1 << 62),
-        ("input.max_document_mb", settings.input.max_document_mb, 1, 1 << 40),
-        ("input.max_record_mb", settings.input.max_record_mb, 1, 1 << 20),
-    ]
-    for name, number, low, high in limits:
-        if not low <= number <= high:
-            raise UserError(f"{name} must be from {low} to {high}, not {number}")
+    check_types(settings)
     if settings.split is not None:
         shares_of(settings.split)
         if settings.holdout_last:

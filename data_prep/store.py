@@ -12,12 +12,14 @@ import os
 import shutil
 from typing import Any
 
+from elemdist.artefacts import read_bytes
 from elemdist.atomic import replacing, sync_file, sync_folder
 from elemdist.errors import UserError
 from elemdist.os_errors import reason_of
 from elemdist.remote import filesystem, is_url, public, retried
 
 Bytes = bytes | memoryview
+LARGEST_FILE = 1 << 33  # a shard has 4 GiB at most
 
 
 class LocalStore:
@@ -60,10 +62,9 @@ class LocalStore:
         """The content of a file.
 
         Raises:
-            OSError: there is none, or it cannot be read.
+            FileNotFoundError: there is none. UserError: it cannot be read, or is no file.
         """
-        with open(self.name_of(name), "rb") as file:
-            return file.read()
+        return read_bytes(self.name_of(name), LARGEST_FILE)
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """The bytes from start to end of a file."""

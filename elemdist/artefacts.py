@@ -11,11 +11,13 @@ import json
 import math
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
 from elemdist.errors import UserError
 from elemdist.json_types import WHOLE, misfit
+from elemdist.os_errors import reason_of
 
 MOST_BYTES = 1 << 28  # of a file of JSON: an index of 200,000 shards has a tenth of that
 DEEPEST = 100  # levels of JSON within one another
@@ -23,7 +25,7 @@ LARGEST = {bool: 2, int: WHOLE, float: math.inf}
 AGAIN = "copy it again, or make it again"
 
 
-class MissingError(UserError):
+class MissingError(UserError, FileNotFoundError):
     """There is no such file."""
 
 
@@ -38,8 +40,10 @@ def open_file(path: str | Path) -> int:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingError(f"{path}: there is no such file") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except OSError as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from error
+    except ValueError as error:  # a NUL in the path
+        raise UserError(f"cannot read {str(path)!r}: {error}") from error
     if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
         os.close(handle)
         names = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
@@ -138,6 +142,14 @@ def check_numbers(value: Any) -> None:
     raise RecursionError
 
 
-def reason_of(error: Exception) -> str:
-    """Return why a file cannot be read, as the system says it."""
-    return getattr(error, "strerror", None) or str(error)
+def optional_json(path: str | Path, kind: Any) -> dict[str, Any] | None:
+    """Return as read_json, an object; None where there is none, or, after a line on standard error,
+    where it is not what it should be: for facts that a run goes on without."""
+    try:
+        found: dict[str, Any] = read_json(path, kind)
+    except MissingError:
+        return None
+    except UserError as error:
+        print(f"elemdist: {error}; it counts as missing", file=sys.stderr)
+        return None
+    return found

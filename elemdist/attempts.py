@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from elemdist.artefacts import read_text
+from elemdist.artefacts import optional_json, read_text
 from elemdist.atomic import write_atomically
 from elemdist.errors import Superseded, UserError
 from elemdist.json_text import json_text
+from elemdist.json_types import Step
 
 VARIABLE = "ELEMDIST_ATTEMPT"  # in the environment of the ranks: the number their launcher took
 STOP_CHECK_S = 0.5  # a shared file system is not asked more often than this
@@ -42,6 +43,22 @@ def numbers(run_dir: str | Path) -> list[int]:
     except OSError:
         return []
     return sorted(int(name) for name in names if FOLDER.fullmatch(name))
+
+
+@dataclass
+class AttemptFacts:
+    """What of begin.json and end.json is used; they hold more"""
+
+    open_names: ClassVar[bool] = True
+    time_s: float = 0.0
+    before: Step = 0
+    after: Step = 0
+    step: Step = 0
+    code: int = 0
+    kind: str = ""
+    reason: str = ""
+    job: str = ""
+    asked: str | None = None
 
 
 class Attempt:
@@ -189,8 +206,4 @@ class Attempt:
 
     def read(self, name: str) -> dict[str, Any]:
         """What write() wrote; empty where there is nothing to be read."""
-        try:
-            found = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return optional_json(self.folder / f"{name}.json", AttemptFacts) or {}

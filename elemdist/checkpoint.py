@@ -13,17 +13,18 @@ right hashes, and says which ones it passed over. Nothing in one is trusted to b
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from elemdist import checkpoint_state, pretrained
+from elemdist.artefacts import read_json
 from elemdist.atomic import write_atomically
 from elemdist.checkpoint_files import (
     FORMAT,
@@ -39,6 +40,7 @@ from elemdist.checkpoint_parts import (
     WEIGHTS,
     check_finite,
     check_shapes,
+    tensor_shapes,
     unusable,
 )
 from elemdist.commandline import build
@@ -76,11 +78,9 @@ class Checkpoint:
         """The shape of the model. Raises UserError where the file does not say one."""
         path = self.path / "config.json"
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-            if (wrong := misfit(tree, ModelConfig)) is not None:
-                raise ValueError(wrong)
+            tree = read_json(path, ModelConfig, remedy="remove or replace this checkpoint")
             return ModelConfig.from_json(tree)
-        except (*UNREADABLE, AttributeError) as error:
+        except UserError as error:
             raise unusable(path, error) from None
 
     def settings(self) -> TrainSettings:
@@ -101,6 +101,21 @@ class Checkpoint:
         except UNREADABLE as error:
             raise unusable(path, error) from None
 
+    def model(self, config: ModelConfig) -> Model:
+        """Return the model of this shape with the weights, in the precision it was trained in.
+
+        The weights' header is compared before the model takes memory: a shape may be anyone's.
+        Raises UserError where they are not for each other.
+        """
+        path = self.path / WEIGHTS
+        try:
+            check_header(path, config)
+        except UNREADABLE as error:
+            raise unusable(path, error) from None
+        model = Model(config)
+        self.load_weights(model, as_trained=True)
+        return model
+
     def load_weights(self, model: nn.Module, as_trained: bool = False) -> None:
         """Puts the weights into a whole model, which takes their precision if `as_trained`, else
         keeps its own. Raises UserError where they are not for it."""
@@ -117,6 +132,17 @@ class Checkpoint:
         except ValueError as error:
             raise unusable(self.path / WEIGHTS, error) from None
         model.load_state_dict(weights, strict=not prefix)
+
+
+def check_header(path: Path, config: ModelConfig) -> None:
+    """Raise ValueError where the tensors of a safetensors file are not those of a model."""
+    theirs = tensor_shapes(path)
+    blocks = 1 if config.model.backbone == "albert" else config.model.layers
+    if blocks > len(theirs):
+        raise ValueError(f"it has {len(theirs)} tensors, config.json says {blocks:,} layers")
+    with torch.device("meta"):
+        ours = Model(config).state_dict()
+    check_shapes(theirs, {name: tuple(weight.shape) for name, weight in ours.items()})
 
 
 def newest_first(run_dir: Path) -> list[Path]:

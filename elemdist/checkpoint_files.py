@@ -5,7 +5,6 @@ Nothing in it is trusted: a manifest may have been written, or edited, by anyone
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -15,7 +14,9 @@ from typing import Any
 
 import xxhash
 
+from elemdist.artefacts import MissingError, read_json
 from elemdist.checkpoint_parts import WEIGHTS
+from elemdist.errors import UserError
 from elemdist.json_types import misfit
 
 FORMAT = "elemdist-checkpoint"
@@ -47,11 +48,13 @@ def read_manifest(path: Path, to_resume: bool = False) -> tuple[dict[str, Any], 
     """(the manifest of a checkpoint folder, what is wrong with it or None); `to_resume`: what only
     a resumed run asks for must be there, too."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(path / "manifest.json", dict[str, Any])
         if manifest["format"] != FORMAT or manifest["version"] not in READABLE:
             return {}, f"format {manifest['format']} {manifest['version']} is not known"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except MissingError:
         return {}, "its manifest.json is missing or cannot be read"
+    except (UserError, KeyError, TypeError) as error:
+        return {}, f"its manifest.json is missing or cannot be read ({error})"
     needed = {"step", "files"}
     if to_resume and manifest["version"] == VERSION:
         needed |= KINDS.keys()

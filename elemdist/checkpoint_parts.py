@@ -145,8 +145,11 @@ def parts_of(path: Path, name: str) -> Iterator[tuple[str, str, Part]]:
 def tensor_shapes(path: Path) -> dict[str, Shape]:
     """Name -> shape of all tensors of a safetensors file, out of its header."""
     with safe_open(path, framework="pt") as file:
-        names = list(file.keys())
-        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        kinds = {one.get_dtype() for one in slices.values()}
+        if len(kinds) > 1 or not kinds <= {"F64", "F32", "F16", "BF16"}:
+            raise ValueError(f"its numbers are {', '.join(sorted(kinds))}, not of one precision")
+        return {name: tuple(one.get_shape()) for name, one in slices.items()}
 
 
 def check_shapes(theirs: dict[str, Shape], ours: dict[str, Shape]) -> None:

@@ -16,7 +16,6 @@ interrupted.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 import sys
@@ -26,12 +25,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from elemdist.artefacts import read_json
 from elemdist.atomic import write_atomically
 from elemdist.compare_noise import Points, noise_points, noise_table
 from elemdist.compare_settings import CompareSettings, Entry
 from elemdist.compare_stages import StageError, Stages, trained_lines, write_json
 from elemdist.config import TrainSettings
 from elemdist.errors import UserError
+from elemdist.figure_types import Figures
 from elemdist.locks import lock
 from elemdist.output import write_out
 from elemdist.yaml_text import read_tree, yaml_text
@@ -199,7 +200,7 @@ def figures_of(entry: Entry, seed: int, stages: Stages, objective: str) -> dict[
                 if (chosen := stages.settings.thresholds) != "fixed":
                     words += ["--thresholds", chosen, "--tune-on", data / "val"]
             stages.command(stages.out / "logs" / f"eval-{name}.log", "eval", trained, *words)
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file, Figures)
     return {**found, "training": [] if trained is None else spent(entry, seed, stages)}
 
 

@@ -9,15 +9,16 @@ All models read the same errors and keep the threshold that was chosen on text w
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from elemdist.artefacts import read_json
 from elemdist.atomic import write_atomically
 from elemdist.compare_settings import CompareSettings, NoiseSettings
 from elemdist.compare_stages import Stages
+from elemdist.figure_types import PointsFile
 from elemdist.json_text import json_text
 from elemdist.plain_text import markdown_cell
 from elemdist.robustness import asked
@@ -59,7 +60,7 @@ def noise_points(
             run = stages.out / "runs" / name / f"seed-{seed}" / "train"
             log = stages.out / "logs" / f"noise-{name}-{seed}.log"
             stages.command(log, "robustness", run, *words)
-        found = json.loads(file.read_text(encoding="utf-8"))["points"]
+        found = read_json(file, PointsFile)["points"]
         points += [{**point, "run": name, "model_seed": seed} for point in found]
     tree = {"settings": dataclasses.asdict(noise), "points": points}
     write_atomically(stages.out / DONE, json_text(tree, indent=2) + "\n")
@@ -70,7 +71,7 @@ def complete(file: Path, noise: NoiseSettings) -> bool:
     """Whether all figures of a model are there; they are added one by one."""
     if not file.exists():
         return False
-    found = json.loads(file.read_text(encoding="utf-8"))["points"]
+    found = read_json(file, PointsFile)["points"]
     return len(found) == len(asked(RobustnessSettings(kinds=noise.kinds, rates=noise.rates)))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from elemdist.errors import UserError
+from elemdist.json_types import Amount, Bounds, CountOrNone, Processes, Rate, Seed, check_types
 from elemdist.robustness_settings import RobustnessSettings
 
 UNITS = ("seconds", "steps", "bytes", "flops")
@@ -24,7 +25,7 @@ class Entry:
     """Settings of `elemdist train` above the recipes, by dotted key."""
     shard: dict[str, Any] = field(default_factory=dict)
     """Settings of `elemdist shard`: n, v, segmenter, overlong and so on."""
-    vocabulary: int = 0
+    vocabulary: CountOrNone = 0
     """For input subword: learn a WordPiece vocabulary of so many tokens from the training text;
     0: none, or name a tokenizer in settings and shard."""
     lowercase: bool = True
@@ -34,7 +35,7 @@ class Entry:
     scratch."""
     pretrain_settings: dict[str, Any] = field(default_factory=dict)
     """Settings above those recipes."""
-    pretrain_share: float = 0.5
+    pretrain_share: Annotated[float, Bounds(0, 1, above=True, below=True)] = 0.5
     """Share of the budget that goes into pre-training."""
     baseline: Literal["none", "svm", "logistic"] = "none"
     """Instead of a model: a linear SVM, or logistic regression, on TF-IDF of words."""
@@ -44,19 +45,19 @@ class Entry:
 class BudgetSettings:
     """What every model may spend on training, its pre-training included; one of these"""
 
-    seconds: float = 0.0
+    seconds: Amount = 0.0
     """Of training, on this machine: a short trial first tells how long a step takes."""
-    steps: int = 0
+    steps: CountOrNone = 0
     """Optimizer steps."""
-    bytes: float = 0.0
+    bytes: Amount = 0.0
     """Bytes of text."""
-    flops: float = 0.0
+    flops: Annotated[float, Bounds(0, 1e40)] = 0.0
     """Floating-point operations of forward and backward passes."""
 
     def stated(self) -> tuple[str, float]:
         """(unit, amount). Raises UserError unless exactly one is set."""
         found = [(unit, float(getattr(self, unit))) for unit in UNITS if getattr(self, unit)]
-        if len(found) != 1 or found[0][1] < 0:
+        if len(found) != 1:
             raise UserError(f"budget: set one of {', '.join(UNITS)} to a number above 0")
         return found[0]
 
@@ -67,7 +68,7 @@ class NoiseSettings:
 
     kinds: list[str] = field(default_factory=list)
     """swap, drop, insert, repeat, case, homoglyph, ocr, mixed; none: no such figures."""
-    rates: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.2])
+    rates: list[Rate] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.2])
     """How likely a letter is hit, 0 to 1."""
 
 
@@ -91,7 +92,7 @@ class CompareSettings:
     models: list[Entry] = field(default_factory=list)
     """What is compared; the others are tested against the first."""
     budget: BudgetSettings = field(default_factory=BudgetSettings)
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    seeds: list[Seed] = field(default_factory=lambda: [1, 2, 3])
     """Every model is trained once with each."""
     metrics: list[str] = field(default_factory=list)
     """Figures of `elemdist eval` for the table; none: micro_f1, macro_f1 and micro_roc_auc, or
@@ -99,9 +100,9 @@ class CompareSettings:
     thresholds: Literal["fixed", "tuned", "per_label"] = "tuned"
     """Of a label: as trained, one for all that is best on the validation set, or one for each."""
     noise: NoiseSettings = field(default_factory=NoiseSettings)
-    resamples: int = 1000
+    resamples: CountOrNone = 1000
     """Of the test documents, for the paired test."""
-    ranks: int = 0
+    ranks: Processes = 0
     """Processes of every training; 0: one per GPU, or one on CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
@@ -112,6 +113,7 @@ class CompareSettings:
         """Raises UserError on what can be said without looking at the data."""
         if not self.out or not self.text:
             raise UserError("name the comparison and its folder: elemdist compare FILE --out DIR")
+        check_types(self)
         if not self.models:
             raise UserError("models: there is none; each is an entry with a name, see --help")
         self.budget.stated()
@@ -124,9 +126,7 @@ class CompareSettings:
             where = f"models: {one.name}"
             if one.baseline != "none" and (one.recipe or one.settings or one.pretrain):
                 raise UserError(f"{where}: a baseline has no recipe, settings or pre-training")
-            if not 0 < one.pretrain_share < 1:
-                raise UserError(f"{where}: pretrain_share {one.pretrain_share} is not in (0, 1)")
-            if one.vocabulary < 0 or 0 < one.vocabulary < 300:
+            if 0 < one.vocabulary < 300:
                 raise UserError(f"{where}: a vocabulary of {one.vocabulary} is too small; 300")
         if self.models[0].baseline != "none" and len(self.models) == 1:
             raise UserError("models: a baseline alone has nothing to be compared with")

@@ -6,7 +6,6 @@ there, and is left out where that file is there already.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,11 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from elemdist.artefacts import read_json
 from elemdist.atomic import write_atomically
 from elemdist.commandline import parse
 from elemdist.compare_settings import CompareSettings, Entry
 from elemdist.config import TrainSettings
 from elemdist.errors import EXIT_INTERRUPTED, EXIT_STOPPED
+from elemdist.figure_types import Cost
 from elemdist.json_text import json_text
 from elemdist.metrics_file import records_of
 from elemdist.mixture import check_filled
@@ -192,7 +193,7 @@ class Stages:
         """Seconds, bytes of text and floating-point operations of a step, by a trial run."""
         file = self.out / "trials" / f"{entry.name}-{phase.name}.json"
         if file.exists():
-            found: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+            found: dict[str, float] = read_json(file, Cost)
             return found
         run = self.out / "trials" / f"{entry.name}-{phase.name}"
         words = [*phase.words, *self.data_words(entry, phase), "--run-dir", str(run), "--resume"]
@@ -202,7 +203,7 @@ class Stages:
         log = self.out / "logs" / f"trial-{entry.name}-{phase.name}.log"
         self.command(log, "train", *words)
         *_, last = trained_lines(run)
-        gpus = json.loads((run / "environment.json").read_text(encoding="utf-8"))["gpus"]
+        gpus = read_json(run / "environment.json", dict[str, Any])["gpus"]
         own = phase.settings()  # an entry may have ranks and a device of its own
         ranks = own.ranks or max(1, len(gpus) if own.device != "cpu" else 0)
         samples = last["samples"] / last["step"]

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any, Literal
 
 from elemdist.deepspeed_config import check_settings
 from elemdist.errors import UserError
-from elemdist.json_types import misfit
+from elemdist.json_types import Amount, Count, CountOrNone, Processes, Seed, check_types
 from elemdist.model_settings import ModelSettings
 from elemdist.run_settings import (
     BatchSettings,
@@ -25,22 +24,6 @@ from elemdist.run_settings import (
     OptimSettings,
     ZeroSettings,
 )
-
-# Settings by their smallest value.
-AT_LEAST_1 = """
-steps log_every keep_last sequence_parallel guard.most_bad_steps
-model.layers model.width model.slot_width model.slot_layers
-model.canine.rate model.canine.local model.canine.kernel model.canine.hashes model.canine.buckets
-batch.global_samples batch.micro_samples
-"""
-AT_LEAST_0 = """
-eval_every checkpoint_every ranks stop_step checkpoint_every_minutes keep_every peak_tflops
-batch.global_bytes guard.spike guard.stall_s guard.stall_steps data.eval_samples
-model.heads model.feedforward model.embedding_width model.window model.global_every
-model.ablation.mixing memory.checkpoint_every memory.tile_rows memory.tile_loss_rows
-classify.refit classify.wide_lead classify.wide_l2
-optim.lr optim.eps optim.weight_decay optim.warmup_steps optim.grad_clip
-"""
 
 
 @dataclass
@@ -64,7 +47,7 @@ class TrainSettings:
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed's own configuration, key by key, above what is derived from the settings here:
     '{"zero_optimization.overlap_comm": true}'."""
-    sequence_parallel: int = 1
+    sequence_parallel: Count = 1
     """Ranks that share each sequence: every one has a part of its rows, and in attention a part of
     the heads, whose number must divide by this."""
     attention: Literal["auto", "flash_attn", "varlen", "sdpa"] = "auto"
@@ -72,30 +55,30 @@ class TrainSettings:
     compile: bool = False
     """Compile the row-wise parts of the blocks with torch.compile, which takes a minute at the
     start; needs a C++ compiler."""
-    steps: int = 1000
+    steps: Count = 1000
     """Optimizer steps of the whole run."""
-    stop_step: int = 0
+    stop_step: CountOrNone = 0
     """End this start of the run after that step, with a checkpoint, the schedule unchanged;
     0: at the end of the run."""
-    eval_every: int = 200
+    eval_every: CountOrNone = 200
     """Steps between evaluations; one is made after the last step in any case. 0: only that one."""
-    checkpoint_every: int = 500
+    checkpoint_every: CountOrNone = 500
     """Steps between checkpoints; one is made after the last step in any case. 0: only that one."""
-    checkpoint_every_minutes: float = 0.0
+    checkpoint_every_minutes: Amount = 0.0
     """Minutes between checkpoints, beside those by steps; 0: none by time."""
     checkpoint_in_background: bool = False
     """Train on while a checkpoint is written, out of a copy in the machine's memory."""
-    keep_last: int = 2
+    keep_last: Count = 2
     """Checkpoints kept; older ones are removed once a newer one is complete."""
-    keep_every: int = 0
+    keep_every: CountOrNone = 0
     """Of the older ones, those of steps that are a multiple of this stay; 0: none does."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between lines of metrics."""
     profile: bool = False
     """Write a trace of three steps, after five to warm up, to the run folder, for Perfetto."""
     wandb: str | None = None
     """Project of Weights & Biases that gets the metrics, too, if wandb is installed."""
-    peak_tflops: float = 0.0
+    peak_tflops: Amount = 0.0
     """What a device computes at most, in 10^12 operations a second, for the MFU; 0: what its maker
     states, where it is known."""
     auto_micro_batch: bool = False
@@ -104,10 +87,10 @@ class TrainSettings:
     """Of the forward and backward pass; the optimizer keeps fp32. auto: bf16 on CUDA, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
-    ranks: int = 0
+    ranks: Processes = 0
     """Processes that `elemdist train` starts; 0: one per GPU, or one on CPU. Ignored under
     deepspeed, torchrun and srun, which start the ranks themselves."""
-    seed: int = 1
+    seed: Seed = 1
     """Of initialisation, data order, masks and dropout."""
     init_from: str | None = None
     """Run folder whose newest checkpoint gives the initial encoder weights, or hf:FOLDER, a model
@@ -126,30 +109,8 @@ class TrainSettings:
 
     def check_values(self) -> None:
         """Raises UserError on a value that cannot be, whatever the run."""
-        if (wrong := misfit(self, TrainSettings)) is not None:
-            raise UserError(wrong)
+        check_types(self)
         check_settings(self)
-        for low, names in ((1, AT_LEAST_1), (0, AT_LEAST_0)):
-            at_least(low, **{name: attrgetter(name)(self) for name in names.split()})
-        if not self.model.rotary_base > 1:
-            raise UserError(f"model.rotary_base: {self.model.rotary_base} is not above 1")
-        if not 0 < self.mlm.mask_rate <= 1:
-            raise UserError(f"mlm.mask_rate: {self.mlm.mask_rate} is not in (0, 1]")
-        for name, share in [
-            ("model.dropout", self.model.dropout),
-            ("classify.mask_rate", self.classify.mask_rate),
-            ("optim.beta1", self.optim.beta1),
-            ("optim.beta2", self.optim.beta2),
-        ]:
-            if not 0 <= share < 1:
-                raise UserError(f"{name}: {share} is not in [0, 1)")
-
-
-def at_least(low: int, **values: float) -> None:
-    """Raises UserError on a setting below its smallest value."""
-    for name, value in values.items():
-        if value < low:
-            raise UserError(f"{name}: {value} is below {low}, its smallest value")
 
 
 def learning_rate(optim: OptimSettings, steps: int, step: int) -> float:

@@ -8,7 +8,6 @@ has never seen. Every step shows the command that it runs: the same commands wor
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import shutil
@@ -19,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from elemdist import demo_corpus
+from elemdist.artefacts import read_json
 from elemdist.atomic import write_atomically, write_result
 from elemdist.demo_corpus import PARTS, Corpus, Document
 from elemdist.errors import EXIT_USER_ERROR, UserError
+from elemdist.figure_types import Figures
 from elemdist.json_text import json_text
 from elemdist.os_errors import reason_of
 
@@ -179,7 +180,7 @@ def evaluate(out: Path, story: Story) -> dict[str, Any]:
     figures = out / "test.json"
     data = out / "shards" / "functions-test"
     story.elemdist("eval", out / "runs" / "classify", "--data", data, "--out", figures)
-    result: dict[str, Any] = json.loads(figures.read_text(encoding="utf-8"))
+    result: dict[str, Any] = read_json(figures, Figures)
     return result
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from elemdist.config import at_least
 from elemdist.errors import UserError
+from elemdist.json_types import Count, CountOrNone, Rate, check_types
 
 
 @dataclass
@@ -23,11 +23,11 @@ class EvalSettings:
     classifier."""
     out: str | None = None
     """File for the JSON; none: it goes to the terminal."""
-    micro_samples: int = 32
+    micro_samples: Count = 32
     """Samples in one forward pass."""
-    samples: int = 0
+    samples: CountOrNone = 0
     """Evaluate on the first so many samples only; 0: on all."""
-    threshold: float | None = None
+    threshold: Rate | None = None
     """A label is predicted where its probability reaches this; none: as the run was trained."""
     thresholds: Literal["fixed", "tuned", "per_label"] = "fixed"
     """fixed: `threshold`, for all labels. tuned: the one that gives the best micro-F1 on
@@ -38,7 +38,7 @@ class EvalSettings:
     train_data: str | None = None
     """Folder or URL of the training shards, for figures by how often a label is in them; none:
     where the run had them, or no such figures."""
-    bootstrap: int = 1000
+    bootstrap: CountOrNone = 1000
     """So many times the documents are drawn anew for the 95 % intervals; 0: none."""
     scores: str | None = None
     """File (.npz) for probabilities and truth of every document; none: not written."""
@@ -51,8 +51,7 @@ class EvalSettings:
         """Raises UserError on what can be said without looking at the data."""
         if not self.run or not self.data:
             raise UserError("name a run and its data: elemdist eval RUN --data SHARDS")
-        at_least(1, micro_samples=self.micro_samples)
-        at_least(0, samples=self.samples, bootstrap=self.bootstrap)
+        check_types(self)
         if self.thresholds != "fixed":
             if self.threshold is not None:
                 raise UserError(f"threshold: it is chosen, by thresholds {self.thresholds}")

@@ -75,8 +75,7 @@ def write(
     alone: AloneRanges,
 ) -> None:
     """Write all files of an export into a folder. Raises OSError and UserError."""
-    model = Model(config)
-    found.load_weights(model, as_trained=True)
+    model = found.model(config)
     weights = weights_of(model)
     layout = {name: (weight.dtype, tuple(weight.shape)) for name, weight in weights.items()}
     file = TensorFile(WEIGHTS, layout, weights.values(), {"format": "pt"})

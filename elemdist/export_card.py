@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from elemdist import __version__, metrics_file
+from elemdist.artefacts import read_json
 from elemdist.checkpoint import Checkpoint
 from elemdist.errors import UserError
+from elemdist.figure_types import Figures
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
 
@@ -172,12 +172,4 @@ def last_evaluation(found: Checkpoint) -> dict[str, Any]:
 
 def read_figures(path: str) -> dict[str, Any]:
     """What `elemdist eval --out` wrote. Raises UserError where it is no such file."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("no object")
-        return found
-    except OSError as error:
-        raise UserError(f"figures: {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"figures: {path} is no file of elemdist eval: {error}") from None
+    return dict(read_json(path, Figures, remedy="name a file that `elemdist eval --out` wrote"))

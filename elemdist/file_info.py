@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from elemdist.artefacts import read_bytes
 from elemdist.errors import UserError
 
 CHUNK = 1 << 20
@@ -18,11 +19,9 @@ LARGEST = 1 << 32  # a shard says in 32 bits where its samples start
 def content_of(path: str, place: str = "") -> bytes:
     """What a file holds. Raises UserError, which begins with `place`, where it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{place}cannot read {path}: {reason}") from error
+        return read_bytes(path)
+    except UserError as error:
+        raise UserError(f"{place}{error}") from error
 
 
 def is_inside(name: str) -> bool:

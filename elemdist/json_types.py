@@ -7,13 +7,14 @@ tuples, Literal, unions, other dataclasses, and numbers with bounds, as ``Share`
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import types
 import typing
 from typing import Annotated, Any
 
-from elemdist.errors import nearest
+from elemdist.errors import UserError, nearest
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 WHOLE = 1 << 63  # what a 64-bit integer ends below
@@ -30,34 +31,36 @@ class Bounds:
 
     def flaw(self, value: float) -> str | None:
         """Return what is wrong with a number, or None."""
-        if value < self.low or (self.above and value == self.low):
-            if self.high < math.inf:
-                return f"{value} is not in {self}"
-            if self.above:
-                return f"{value} is not above {self.low:g}"
-            return f"{value} is below {self.low:g}, its smallest value"
-        if value > self.high or (self.below and value == self.high):
-            if self.low > 0 or self.low == -math.inf or self.high > 1000:
-                return f"{value} is above {self.high:,.0f}, its largest value"
+        low = value > self.low if self.above else value >= self.low
+        high = value < self.high if self.below else value <= self.high
+        if low and high:
+            return None
+        if abs(self.high) <= 1000:
             return f"{value} is not in {self}"
-        return None
+        if low:
+            return f"{value} is above {self.high:.15g}, its largest value"
+        least = f"is not above {self.low:g}" if self.above else f"is below {self.low:g}"
+        return f"{value} {least}" + ("" if self.above else ", its smallest value")
 
     def __str__(self) -> str:
         brackets = "[("[self.above], "])"[self.below]
         return f"{brackets[0]}{self.low:g}, {self.high:g}{brackets[1]}"
 
 
+FILE_SYSTEM = "bytes of a file system"
+FileName = Annotated[str, FILE_SYSTEM]  # which need not be UTF-8
 # The most that a count may be: more is a mistake, and would not fit what is computed with it.
 MOST = 1 << 40
 Count = Annotated[int, Bounds(1, MOST)]
 CountOrNone = Annotated[int, Bounds(0, MOST)]  # 0 stands for something of its own
+Step = Annotated[int, Bounds(0, 1 << 60)]
 Positive = Annotated[float, Bounds(0, 1e15, above=True)]
 Amount = Annotated[float, Bounds(0, 1e15)]
 Rate = Annotated[float, Bounds(0, 1)]
 Share = Annotated[float, Bounds(0, 1, above=True)]
 ShareBelowOne = Annotated[float, Bounds(0, 1, below=True)]
 Processes = Annotated[int, Bounds(0, 4096)]  # 0: one for each core or GPU
-Seed = Annotated[int, Bounds(0, (1 << 63) - 1)]
+Seed = Annotated[int, Bounds(0, (1 << 32) - 1)]
 
 
 def misfit(value: Any, kind: Any, name: str = "") -> str | None:
@@ -69,6 +72,8 @@ def misfit(value: Any, kind: Any, name: str = "") -> str | None:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return None
+    if origin is Annotated and inner[1] is FILE_SYSTEM:
+        return None if isinstance(value, str) else misfit(value, str, name)
     if origin is Annotated:
         found = misfit(value, inner[0], name)
         if found is None and isinstance(value, (int, float)):
@@ -86,9 +91,18 @@ def misfit(value: Any, kind: Any, name: str = "") -> str | None:
         return items_misfit(value, origin, inner, name)
     if kind is str and isinstance(value, str) and SURROGATE.search(value):
         return f"{name or 'it'} is {short(value)}, not valid UTF-8"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{name or 'it'}: {value} is no number"
     if not fits(value, kind):
-        return f"{name or 'it'} is {short(value)}, not {kind_name(kind)}"
+        hint = nearest(value, map(str, inner)) if isinstance(value, str) else ""
+        return f"{name or 'it'} is {short(value)}, not {kind_name(kind)}{hint}"
     return None
+
+
+def check_types(settings: Any) -> None:
+    """Raise UserError on a value of a dataclass that is not of its type, or beyond its bounds."""
+    if (wrong := misfit(settings, type(settings))) is not None:
+        raise UserError(wrong)
 
 
 def group_misfit(value: Any, kind: Any, name: str) -> str | None:
@@ -97,8 +111,7 @@ def group_misfit(value: Any, kind: Any, name: str) -> str | None:
         value = {item.name: getattr(value, item.name) for item in dataclasses.fields(kind)}
     if not isinstance(value, dict):
         return f"{name or 'it'} is {short(value)}, not a group of settings"
-    hints = typing.get_type_hints(kind, include_extras=True)
-    fields = {item.name: item for item in dataclasses.fields(kind)}
+    fields, hints = parts_of(kind)
     prefix = f"{name}." if name else ""
     for key in value:
         if key not in fields and not getattr(kind, "open_names", False):
@@ -106,10 +119,17 @@ def group_misfit(value: Any, kind: Any, name: str) -> str | None:
     for key, item in fields.items():
         optional = (item.default, item.default_factory) != (dataclasses.MISSING,) * 2
         if key not in value and not optional:
-            return f"{prefix}{key} is missing"
+            return f"'{prefix}{key}' is missing"
         if key in value and (found := misfit(value[key], hints[key], prefix + key)) is not None:
             return found
     return None
+
+
+@functools.cache
+def parts_of(kind: Any) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
+    """Return (name -> field, name -> type) of a dataclass."""
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    return fields, typing.get_type_hints(kind, include_extras=True)
 
 
 def items_misfit(value: Any, origin: Any, inner: tuple[Any, ...], name: str) -> str | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from elemdist.commandline import build
 from elemdist.config import TrainSettings
 from elemdist.errors import UserError
+from elemdist.json_types import Amount, Bounds
 from elemdist.model_settings import ModelSettings
 from elemdist.rows import ELEMENTS
+from elemdist.set_types import Elements, Rows, SegmenterName, repeated
 
+Token = Annotated[int, Bounds(0, 1 << 28)]
 ONE_ROW = ("doc", "last")  # poolings that look at one row of each segment
 CHARACTER_BYTES = 4  # of the longest UTF-8 character: the slots of input canine
 
@@ -20,10 +23,10 @@ class Symbols:
     """Token numbers that a subword model uses as DOC, SEP and MASK, and how many numbers there
     are, those three included."""
 
-    doc: int
-    sep: int
-    mask: int
-    vocabulary: int
+    doc: Token
+    sep: Token
+    mask: Token
+    vocabulary: Token
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,17 @@ class ModelConfig:
         symbols: of a subword model, else None.
     """
 
-    n: int
-    v: int
-    objective: str
+    n: Rows
+    v: Elements
+    objective: Literal["mlm", "clm", "classify"]
     model: ModelSettings
-    pooling: str = "none"
+    pooling: Literal["none", "doc", "last", "mean", "max"] = "none"
     labels: list[str] | None = None
-    segmenter: str = "word"
+    segmenter: SegmenterName = "word"
     symbols: Symbols | None = None
     wide: bool = False
-    loss: str = "cross_entropy"
-    wide_lead: float = 0.0
+    loss: Literal["cross_entropy", "squared_hinge"] = "cross_entropy"
+    wide_lead: Amount = 0.0
 
     @property
     def slots(self) -> int:
@@ -103,15 +106,18 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> ModelConfig:
-        """What :meth:`to_json` gave; settings that are younger than it keep their defaults."""
+        """Return what :meth:`to_json` gave; settings that are younger than it keep their defaults.
+
+        Raises:
+            UserError: it is no possible shape.
+        """
         symbols = tree.get("symbols")
-        return cls(
-            **{
-                **tree,
-                "model": build(ModelSettings, tree["model"]),
-                "symbols": symbols and Symbols(**symbols),
-            }
-        )
+        model = build(ModelSettings, tree["model"])
+        if not (model.heads and model.feedforward):  # as the settings have it, not a model
+            raise UserError("model: heads or feedforward is 0")
+        found = cls(**{**tree, "model": model, "symbols": symbols and Symbols(**symbols)})
+        check_contradictions(found)
+        return found
 
     def __post_init__(self) -> None:
         check(self)
@@ -133,7 +139,7 @@ def model_config(
     n: int,
     v: int,
     labels: list[str] | None = None,
-    segmenter: str = "word",
+    segmenter: SegmenterName = "word",
     symbols: Symbols | None = None,
 ) -> ModelConfig:
     """The model's shape out of the settings and what the shards say.
@@ -176,6 +182,21 @@ def check_heads(width: int, heads: int, default: int) -> None:
             if width % default == 0
             else f"model.heads: {heads} heads do not divide the width {width}; set --model.heads"
         )
+
+
+def check_contradictions(config: ModelConfig) -> None:
+    """Raise UserError on what the settings of a run never give, but a file may say."""
+    symbols, labels = config.symbols, config.labels
+    if (config.objective == "classify") != bool(labels):
+        raise UserError(f"labels: the objective {config.objective} has {len(labels or [])}")
+    if (twice := repeated(labels or [])) is not None:
+        raise UserError(f"labels: {twice!r} is there twice")
+    if (config.objective == "classify") == (config.pooling == "none"):
+        raise UserError(f"pooling: {config.pooling} does not fit the objective {config.objective}")
+    if (config.model.input == "subword") != (symbols is not None):
+        raise UserError("symbols: they are those of input subword, and of no other")
+    if symbols and max(symbols.doc, symbols.sep, symbols.mask) >= symbols.vocabulary:
+        raise UserError(f"symbols: a number is beyond the vocabulary of {symbols.vocabulary}")
 
 
 def check(config: ModelConfig) -> None:

@@ -7,9 +7,15 @@ Recipes set several at once: ``configs/bert-modern.yaml``, ``albert.yaml``, ``ca
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from elemdist.json_types import Bounds, CountOrNone, ShareBelowOne
 
 Backbone = Literal["bert", "albert", "canine", "decoder"]
+Width = Annotated[int, Bounds(1, 1 << 20)]
+WidthOrNone = Annotated[int, Bounds(0, 1 << 20)]
+Inner = Annotated[int, Bounds(0, 1 << 24)]
+Layers = Annotated[int, Bounds(1, 10_000)]
 Input = Literal["elementwise", "subword", "byte", "canine"]
 
 
@@ -22,7 +28,7 @@ class AblationSettings:
     slots: Literal["ordered", "shuffled"] = "ordered"
     """shuffled: every material's bytes stand in an order of its own (the same each time it occurs),
     so that a byte's slot, and with it its head, says nothing."""
-    mixing: int = 0
+    mixing: Inner = 0
     """Inner width in floats of a small residual layer that mixes the slots right after the
     concatenation; 0: none. Its units start at the most frequent materials of the training data,
     one each, so that from the first step on the model tells words apart, also misspelt ones."""
@@ -35,15 +41,15 @@ class AblationSettings:
 class CanineSettings:
     """Backbone and input canine"""
 
-    rate: int = 4
+    rate: Width = 4
     """Positions that one position of the deep stack stands for."""
-    local: int = 128
+    local: Width = 128
     """Positions of a stretch within which the first block attends."""
-    kernel: int = 4
+    kernel: Width = 4
     """Positions that the up-sampling convolution sees at once."""
-    hashes: int = 8
+    hashes: Annotated[int, Bounds(1, 256)] = 8
     """Hash functions of the input canine; each gives a part of a character's vector."""
-    buckets: int = 16384
+    buckets: Annotated[int, Bounds(1, 1 << 28)] = 16384
     """Rows of the table of each hash function."""
 
 
@@ -65,25 +71,25 @@ class ModelSettings:
     uncased: bool = False
     """Reads A to Z as a to z, and a word without the space behind it, so that a word is the same
     wherever it stands. For inputs elementwise and byte; what is predicted stays as it is."""
-    layers: int = 4
+    layers: Layers = 4
     """Transformer blocks."""
-    width: int = 192
+    width: Width = 192
     """Width w of the model in floats; a multiple of v, each element has w / v of them."""
-    heads: int = 0
+    heads: Annotated[int, Bounds(0, 1 << 16)] = 0
     """Attention heads; 0: as many as a material has elements, v."""
-    feedforward: int = 0
+    feedforward: Inner = 0
     """Inner width of the feed-forward layers in floats; 0: four times the width, with geglu 8/3
     of it, which are as many parameters."""
-    embedding_width: int = 0
+    embedding_width: WidthOrNone = 0
     """Width of the embeddings in floats, brought to the model's by a matrix (ALBERT's factorised
     embedding); 0: the model's width, no matrix."""
-    dropout: float = 0.1
+    dropout: ShareBelowOne = 0.1
     """Share of activations dropped in training, after the embedding and in every block."""
     norm: Literal["post", "pre"] = "post"
     """Layer norm after each residual sum, as in the original BERT, or before each sub-layer."""
     positions: Literal["learned", "rotary"] = "learned"
     """A learned vector for every position, or queries and keys turned by their position."""
-    rotary_base: float = 10000.0
+    rotary_base: Annotated[float, Bounds(1, 1e15, above=True)] = 10000.0
     """The longest wave of rotary positions, in positions / 2 pi."""
     activation: Literal["gelu", "gelu_tanh", "geglu"] = "gelu"
     """Of the feed-forward layers: GELU, its approximation by tanh (ALBERT's), or GELU times a
@@ -93,17 +99,17 @@ class ModelSettings:
     head: Literal["independent", "autoregressive"] = "independent"
     """How a material's bytes are predicted: each by itself, or each after those before it, by a
     small decoder over the slots, which makes the likelihood of the material exact."""
-    slot_width: int = 128
+    slot_width: Width = 128
     """Width of that small decoder in floats; a multiple of 32."""
-    slot_layers: int = 1
+    slot_layers: Layers = 1
     """Blocks of that small decoder."""
     tied: bool = True
     """The prediction uses the input's table. Input canine has none, and gets one of its own, as
     the autoregressive head always does."""
-    window: int = 0
+    window: CountOrNone = 0
     """A row attends to so many rows on each side (a decoder: before it) only; 0: to all of its
     document."""
-    global_every: int = 0
+    global_every: CountOrNone = 0
     """With a window: the first block and every so many'th after it attends to all; 0: none."""
     ablation: AblationSettings = field(default_factory=AblationSettings)
     canine: CanineSettings = field(default_factory=CanineSettings)

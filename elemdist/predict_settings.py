@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from elemdist.config import at_least
 from elemdist.errors import UserError
+from elemdist.json_types import Bounds, Count, CountOrNone, Rate, check_types
 
 
 @dataclass
@@ -28,25 +28,25 @@ class PredictSettings:
     none, the number of the line or row, going on over all files."""
     members: str = "*"
     """Which members of a tar file are documents: a pattern for their names."""
-    max_document_mb: int = 4096
+    max_document_mb: Count = 4096
     """MiB of the largest document that is taken; a larger one is an error (see on_error)."""
-    max_record_mb: int = 128
+    max_record_mb: Annotated[int, Bounds(1, 1 << 20)] = 128
     """MiB of the largest record that is taken, as a line of JSON."""
     on_invalid: Literal["error", "replace"] = "error"
     """Text that is not valid UTF-8: an error (see on_error), or replaced by U+FFFD."""
     strict: bool = False
     """Refuse input of which anything is left out, as blank lines and hidden files, instead of
     counting it."""
-    threshold: float | None = None
+    threshold: Rate | None = None
     """A label is predicted where its probability reaches this; none: as the run was trained."""
-    top: int = 0
+    top: CountOrNone = 0
     """Show the scores of so many of the likeliest labels, predicted or not; 0: of those that are
     predicted."""
     on_error: Literal["stop", "skip"] = "stop"
     """A document that cannot be taken ends the work, or is named on standard error and left out."""
     overlong: Literal["split", "truncate"] = "split"
     """Of a document that one sample cannot hold all parts are read, or the first."""
-    micro_samples: int = 32
+    micro_samples: Count = 32
     """Documents in one forward pass, at most."""
     tokenizer: str | None = None
     """The tokenizer.json of a subword model; none: where it was in training."""
@@ -59,6 +59,4 @@ class PredictSettings:
             raise UserError("no run is named: elemdist predict RUN [FILE ...]")
         if self.inputs.count("-") > 1:
             raise UserError("inputs: standard input can be read once")
-        at_least(1, micro_samples=self.micro_samples)
-        at_least(1, max_document_mb=self.max_document_mb, max_record_mb=self.max_record_mb)
-        at_least(0, top=self.top)
+        check_types(self)

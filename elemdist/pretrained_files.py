@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from elemdist.artefacts import read_json
 from elemdist.checkpoint_parts import check_finite
 from elemdist.errors import UserError
 
@@ -37,11 +37,8 @@ def read_config(folder: str) -> dict[str, Any]:
             f"init_from hf:{folder}: it has no config.json; expected a folder that save_pretrained"
             " of transformers wrote"
         )
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(theirs.get("model_type"))
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: it cannot be read ({one_line(error)}); save it again") from None
+    theirs = read_json(path, dict[str, Any], remedy="save it again")
+    kind = str(theirs.get("model_type"))
     if kind not in SIZES_OF:
         raise UserError(f"{path}: model_type is {kind}; take a checkpoint of {', '.join(SIZES_OF)}")
     for name in SIZES + SIZES_OF[kind]:
@@ -82,7 +79,7 @@ def read_weights(folder: str) -> dict[str, Tensor]:
 
 def listed_files(index: Path) -> list[Path]:
     """The files that a model.safetensors.index.json lists."""
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    names = sorted(set(read_json(index, dict[str, Any])["weight_map"].values()))
     for name in names:
         if Path(name).name != name:
             raise ValueError(f"{name} points out of the folder")

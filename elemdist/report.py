@@ -7,7 +7,6 @@ and for ever. elemdist/page.py makes the HTML.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from elemdist import page
+from elemdist.artefacts import read_json
 from elemdist.atomic import write_result
 from elemdist.attempts import Attempt, numbers
 from elemdist.commandline import parse
@@ -23,7 +23,9 @@ from elemdist.config import TrainSettings
 from elemdist.curve_points import Metrics, read_metrics
 from elemdist.curves import draw_panel, panel_curves, run_colour
 from elemdist.errors import UserError
+from elemdist.figure_types import Figures, PointsFile
 from elemdist.json_text import json_text
+from elemdist.json_types import misfit
 from elemdist.metrics_file import is_number
 from elemdist.panels import PANELS
 from elemdist.plot import run_names
@@ -52,7 +54,7 @@ def run(settings: ReportSettings) -> int:
     if runs:
         parts += [overview(runs), curves(runs)]
     for file in settings.figures:
-        parts.append(figures_part(Path(file).name, read_json(Path(file))))
+        parts.append(figures_part(Path(file).name, read_figures(Path(file))))
     parts += [about(name, path, metrics) for name, (path, metrics) in runs.items()]
     title = ", ".join([*(place.name for place in compared), *names]) or "figures"
     out = Path(settings.out)
@@ -63,21 +65,20 @@ def run(settings: ReportSettings) -> int:
 
 def comparison_parts(place: Path) -> list[str]:
     """Of the folder of a comparison, and of its noise, where it has that."""
-    parts = [comparison_part(place.name, read_json(place / "results.json"))]
+    parts = [comparison_part(place.name, read_json(place / "results.json", dict[str, Any]))]
     if (place / "noise.json").is_file():
-        parts.append(figures_part(place.name, read_json(place / "noise.json")))
+        parts.append(figures_part(place.name, read_figures(place / "noise.json")))
     return parts
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError where it holds no object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read: {reason}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: no file of `elemdist eval`, `robustness` or `compare`")
+def read_figures(path: Path) -> dict[str, Any]:
+    """Return the figures of a file. Raises UserError where it holds none."""
+    found: dict[str, Any] = read_json(path, dict[str, Any])
+    kind = PointsFile if "points" in found else Figures
+    if (wrong := misfit(found, kind)) is not None:
+        raise UserError(
+            f"{path}: {wrong}; name a file of `elemdist eval`, `robustness` or `compare`"
+        )
     return found
 
 
@@ -182,7 +183,7 @@ def environment_part(path: Path) -> Iterator[str]:
     """What environment.json says, folded up."""
     file = path / "environment.json"
     if file.is_file():
-        rows = [[key, shown(value)] for key, value in flat(read_json(file)).items()]
+        rows = [[key, shown(value)] for key, value in flat(read_json(file, dict[str, Any])).items()]
         yield page.folded("Environment", page.table("Environment", ["what", "value"], rows))
 
 

@@ -8,7 +8,6 @@ Shape suffixes: see elemdist/rows.py.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from elemdist.artefacts import read_json
 from elemdist.atomic import result, write_result
 from elemdist.errors import UserError
+from elemdist.figure_types import PointsFile
 from elemdist.json_text import json_text
 from elemdist.multilabel import multilabel_figures
 from elemdist.noise import noisy
@@ -161,16 +162,12 @@ def known_points(settings: RobustnessSettings) -> Points:
     """What stands in the file already. Raises UserError where it is another's."""
     if not settings.out or not Path(settings.out).exists():
         return []
-    try:
-        found = json.loads(Path(settings.out).read_text(encoding="utf-8"))
-        before, points = found["settings"], found["points"]
-    except (OSError, ValueError, KeyError, TypeError):
-        before, points = None, []
-    if before != same(settings):
+    found = read_json(settings.out, PointsFile, remedy="name another file for --out")
+    if found["settings"] != same(settings):
         raise UserError(
             f"out: {settings.out} is of other settings, or something else; name another"
         )
-    return list(points)
+    return list(found["points"])
 
 
 def save(settings: RobustnessSettings, points: Points, unknown: dict[str, int]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from elemdist.config import at_least
 from elemdist.errors import UserError, nearest
+from elemdist.json_types import Bounds, Count, CountOrNone, Rate, Seed, check_types
 from elemdist.noise import KINDS
 
 
@@ -31,9 +31,9 @@ class RobustnessSettings:
     """names: the labels themselves, or numbers of them; multi_hot: a list with 0 or 1 for each."""
     label_names: str | None = None
     """File with the names of labels that are numbers or multi-hot, one on each line."""
-    max_document_mb: int = 4096
+    max_document_mb: Count = 4096
     """MiB of the largest document that is taken; a larger one is an error (see on_error)."""
-    max_record_mb: int = 128
+    max_record_mb: Annotated[int, Bounds(1, 1 << 20)] = 128
     """MiB of the largest record that is taken, as a line of JSON."""
     on_invalid: Literal["error", "replace"] = "error"
     """Text that is not valid UTF-8: an error (see on_error), or replaced by U+FFFD."""
@@ -41,15 +41,15 @@ class RobustnessSettings:
     """A document that cannot be taken ends the work, or is left out and counted."""
     kinds: list[str] = field(default_factory=lambda: ["mixed"])
     """Of noise: swap, drop, insert, repeat, case, homoglyph, ocr, mixed."""
-    rates: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.2])
+    rates: list[Rate] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.2])
     """How likely a letter is hit, 0 to 1."""
-    seeds: list[int] = field(default_factory=lambda: [1])
+    seeds: list[Seed] = field(default_factory=lambda: [1])
     """Of the noise; figures are means over them."""
-    documents: int = 0
+    documents: CountOrNone = 0
     """The first so many documents only; 0: all."""
-    threshold: float | None = None
+    threshold: Rate | None = None
     """A label is predicted where its probability reaches this; none: as each run was trained."""
-    thresholds: list[float] = field(default_factory=list)
+    thresholds: list[Rate] = field(default_factory=list)
     """One for each of the labels, as `elemdist eval` writes them; none: `threshold` for all."""
     out: str | None = None
     """File for all figures as JSON. With the same settings, what stands in it already is not
@@ -58,7 +58,7 @@ class RobustnessSettings:
     """A picture (.png, .svg, .pdf) of micro-F1 against the rate."""
     overlong: Literal["split", "truncate"] = "split"
     """Of a document that one sample cannot hold all parts are read, or the first."""
-    micro_samples: int = 32
+    micro_samples: Count = 32
     """Samples in one forward pass."""
     tokenizer: str | None = None
     """The tokenizer.json of a subword model; none: where it was in training."""
@@ -72,15 +72,10 @@ class RobustnessSettings:
         for kind in self.kinds:
             if kind not in KINDS:
                 raise UserError(f"kinds: there is no '{kind}'{nearest(kind, KINDS)}")
-        for rate in self.rates:
-            if not 0 <= rate <= 1:
-                raise UserError(f"rates: {rate} is not in [0, 1]")
         if self.thresholds and self.threshold is not None:
             raise UserError("threshold: there are thresholds, too; give one of them")
         if not self.kinds or not self.rates or not self.seeds:
             raise UserError("kinds, rates and seeds: at least one of each")
-        at_least(1, micro_samples=self.micro_samples)
-        at_least(1, max_document_mb=self.max_document_mb, max_record_mb=self.max_record_mb)
-        at_least(0, documents=self.documents)
+        check_types(self)
         if self.out and not Path(self.out).resolve().parent.is_dir():
             raise UserError(f"out: the folder of {self.out} does not exist")

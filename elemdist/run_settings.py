@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from elemdist.errors import UserError
+from elemdist.json_types import (
+    Amount,
+    Bounds,
+    Count,
+    CountOrNone,
+    Positive,
+    Rate,
+    Share,
+    ShareBelowOne,
+)
 
 MOST_REPEATS = 1_000_000  # of a source in an epoch: more is a mistake, and would not fit 64 bits
 
@@ -17,9 +26,9 @@ class Source:
 
     path: str
     """Folder of shards, or its URL."""
-    weight: float | None = None
+    weight: Positive | None = None
     """Its share, compared with the weights of the other sources."""
-    repeat: float | None = None
+    repeat: Annotated[float, Bounds(0, MOST_REPEATS, above=True)] | None = None
     """How often each of its samples comes in an epoch of the mixture; 1 where it is not set."""
     name: str | None = None
     """What it is called in the metrics; not set: the last folder of the path but "train"."""
@@ -28,10 +37,6 @@ class Source:
         """Raises UserError on values that cannot be; `place` says which source it is."""
         if not self.path:
             raise UserError(f"{place}: no path; name a folder of shards, or its URL")
-        if self.weight is not None and not 0 < self.weight < math.inf:
-            raise UserError(f"{place}: weight {self.weight} is not a number above 0")
-        if self.repeat is not None and not 0 < self.repeat <= MOST_REPEATS:
-            raise UserError(f"{place}: repeat {self.repeat} is not in (0, {MOST_REPEATS:,}]")
 
 
 @dataclass
@@ -48,7 +53,7 @@ class DataSettings:
     times in an epoch of the mixture, once where neither is set."""
     eval: str | None = None
     """Folder or URL of held-out shards for the evaluation during training; none: no evaluation."""
-    eval_samples: int = 0
+    eval_samples: CountOrNone = 0
     """Evaluate on the first so many samples only; 0: on all."""
     verify: bool = True
     """Compare the hash of every shard on this machine before training; the ranks share the work.
@@ -85,7 +90,7 @@ class DataSettings:
 class MlmSettings:
     """Objective mlm"""
 
-    mask_rate: float = 0.15
+    mask_rate: Share = 0.15
     """Share of the materials that are to be predicted: 8 in 10 of them are masked, 1 in 10
     replaced by another material of the batch, 1 in 10 left as it is."""
 
@@ -97,9 +102,9 @@ class ClassifySettings:
     pooling: Literal["doc", "last", "mean", "max"] = "doc"
     """The document's vector: the output of its DOC row (BERT's CLS), of its last row, or the mean
     or the maximum over all its rows."""
-    threshold: float = 0.5
+    threshold: Rate = 0.5
     """A label is predicted where its probability reaches this."""
-    mask_rate: float = 0.0
+    mask_rate: ShareBelowOne = 0.0
     """Share of the materials hidden from the classifier in training, as in mlm: a remedy for few
     documents, each of which then looks different every time."""
     loss: Literal["cross_entropy", "squared_hinge"] = "cross_entropy"
@@ -109,13 +114,13 @@ class ClassifySettings:
     """A linear layer on how often each material stands in the document learns beside the
     transformer, and their logits are added. Input elementwise counts what the units of
     model.ablation.mixing answer to, so misspelt words, too; input subword counts tokens."""
-    wide_lead: float = 0.0
+    wide_lead: Amount = 0.0
     """How much more the first material of a sample counts there than those far behind it; 20
     materials on it is a third of that. A document mostly begins with what it is about."""
-    wide_l2: float = 1e-4
+    wide_l2: Amount = 1e-4
     """How much large weights of that layer cost: this, times half the sum of the squares of a
     label's, on top of its mean loss."""
-    refit: float = 0.0
+    refit: Amount = 0.0
     """After the last step the label layers are computed anew, exactly: a linear SVM of this C for
     each label, on what the model makes of the whole training documents; 0: they stay as they are.
     Its scores, too, are no probabilities."""
@@ -125,12 +130,12 @@ class ClassifySettings:
 class BatchSettings:
     """Batch sizes"""
 
-    global_samples: int = 64
+    global_samples: Count = 64
     """Samples per optimizer step, over all ranks."""
-    global_bytes: int = 0
+    global_bytes: CountOrNone = 0
     """The same in bytes, n * v for each sample, rounded to the nearest number of samples; takes
     the place of global_samples. 0: not used."""
-    micro_samples: int = 8
+    micro_samples: Count = 8
     """Most samples per rank in one forward and backward pass; the rest is gradient accumulation."""
 
 
@@ -138,23 +143,23 @@ class BatchSettings:
 class OptimSettings:
     """AdamW and its learning rate"""
 
-    lr: float = 1e-3
+    lr: Amount = 1e-3
     """Peak learning rate of AdamW."""
-    beta1: float = 0.9
+    beta1: ShareBelowOne = 0.9
     """Decay of the mean of the gradients."""
-    beta2: float = 0.98
+    beta2: ShareBelowOne = 0.98
     """Decay of the mean of the squared gradients."""
-    eps: float = 1e-6
+    eps: Amount = 1e-6
     """Term added to the denominator."""
-    weight_decay: float = 0.01
+    weight_decay: Amount = 0.01
     """Decoupled weight decay, for matrices only (not for the element table)."""
-    warmup_steps: int = 100
+    warmup_steps: CountOrNone = 100
     """Steps over which the learning rate rises linearly to its peak."""
     decay: Literal["linear", "cosine", "none"] = "linear"
     """Shape of the fall of the learning rate after the warm-up."""
-    final_lr_share: float = 0.0
+    final_lr_share: Rate = 0.0
     """The learning rate at the last step, as a share of the peak."""
-    grad_clip: float = 1.0
+    grad_clip: Amount = 1.0
     """Largest norm of the gradient over all parameters; 0: no clipping."""
 
 
@@ -178,12 +183,12 @@ class ZeroSettings:
 class MemorySettings:
     """Less memory for more time; the numbers stay the same"""
 
-    checkpoint_every: int = 0
+    checkpoint_every: CountOrNone = 0
     """Keep only the input of every so many'th block and compute the block again for the gradient;
     1: of all blocks, 0: of none."""
-    tile_rows: int = 0
+    tile_rows: CountOrNone = 0
     """The feed-forward layers take so many rows at a time; 0: all at once."""
-    tile_loss_rows: int = 0
+    tile_loss_rows: CountOrNone = 0
     """The predictions and their loss take so many rows at a time; 0: all at once."""
 
 
@@ -195,14 +200,14 @@ class GuardSettings:
     """After a step whose loss or gradient is not finite, or a spike; its update is never applied.
     skip: go on with the next batch. rollback: go back to the newest checkpoint and on from there
     with the batches behind this one. stop: save and end."""
-    spike: float = 0.0
+    spike: Amount = 0.0
     """A step is bad, too, when the norm of its gradient is above so many times the median of the
     last 100; 0: never."""
-    most_bad_steps: int = 10
+    most_bad_steps: Count = 10
     """End the run after so many bad steps in a row, or so many rollbacks to one checkpoint."""
-    stall_s: float = 1800.0
+    stall_s: Amount = 1800.0
     """Print every rank's stack and end when a rank has made no progress for so many seconds;
     0: never."""
-    stall_steps: float = 50.0
+    stall_steps: Amount = 50.0
     """The same after so many times the median time of a step, where that is sooner, but not before
     5 minutes; 0: only after stall_s."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from elemdist.config import at_least
 from elemdist.errors import UserError
+from elemdist.json_types import Amount, Count, CountOrNone, Seed, Share, check_types
 
 
 @dataclass
@@ -21,18 +20,18 @@ class SampleSettings:
     is not completed: with segmenter word, end it in a space rather than within a word."""
     prompt_file: str | None = None
     """File with the prompt, UTF-8."""
-    materials: int = 200
+    materials: Count = 200
     """Materials to write at most (input byte: bytes, canine: characters, subword: tokens). Should
     the last one end within a character, the rest of that character follows."""
-    documents: int = 1
+    documents: Count = 1
     """Documents to write, each from the same prompt; a line of three dashes parts them."""
-    temperature: float = 1.0
+    temperature: Amount = 1.0
     """Divisor of the logits: below 1 the likely becomes likelier. 0: always the likeliest byte."""
-    top_k: int = 0
+    top_k: CountOrNone = 0
     """Choose among the so many likeliest bytes (subword: tokens); 0: among all."""
-    top_p: float = 1.0
+    top_p: Share = 1.0
     """Choose among the likeliest bytes (subword: tokens) that together have this probability."""
-    seed: int = 1
+    seed: Seed = 1
     """Of the choices: the same seed gives the same text."""
     tokenizer: str | None = None
     """The tokenizer.json of a model of input subword, or of shards of segmenter subword;
@@ -46,9 +45,4 @@ class SampleSettings:
             raise UserError("name a run: elemdist sample RUN --prompt TEXT")
         if self.prompt and self.prompt_file is not None:
             raise UserError("prompt: there is a prompt_file, too; give one of them")
-        at_least(1, materials=self.materials, documents=self.documents)
-        at_least(0, top_k=self.top_k, seed=self.seed)
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature: {self.temperature} is no number from 0 on")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p: {self.top_p} is not in (0, 1]")
+        check_types(self)

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from elemdist.artefacts import open_file, read_bytes
 from elemdist.compression import decompress
 from elemdist.errors import UserError
 from elemdist.file_info import FileInfo, leads_out
@@ -39,7 +40,9 @@ class LocalFolder:
         """
         path = os.path.join(self.path, name)
         try:
-            with open(path, "rb") as file:
+            if end is None and not first:
+                return read_bytes(path)
+            with open(open_file(path), "rb") as file:
                 file.seek(first)
                 return file.read(-1 if end is None else end - first)
         except (FileNotFoundError, NotADirectoryError):

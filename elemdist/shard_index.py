@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from elemdist.artefacts import AGAIN, parse_json
 from elemdist.errors import UserError
 from elemdist.file_info import FileInfo
+from elemdist.json_types import misfit
 from elemdist.other_words import shards_here
+from elemdist.set_types import Index, Manifest, contradiction
 from elemdist.shard_cache import Folder, LocalFolder, open_folder
 
 FORMAT, FORMAT_VERSION = "elemdist-shards", 1
@@ -28,13 +31,9 @@ def read_json(folder: Folder, name: str) -> tuple[dict[str, Any], bytes]:
         UserError: the file cannot be read, or is not a JSON object.
     """
     text = folder.read(name)
-    path = f"{folder.name}/{name}"
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: not valid JSON ({error})") from error
+    value = parse_json(text, f"{folder.name}/{name}")
     if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: not a JSON object")
+        raise UserError(f"{folder.name}/{name} is damaged: not a JSON object; {AGAIN}")
     return value, text
 
 
@@ -78,6 +77,10 @@ def read_set(folder: Folder) -> tuple[dict[str, Any], dict[str, Any], str]:
             f"{folder.name}/manifest.json is {manifest.get('format')} version "
             f"{manifest.get('version')}; this elemdist reads {FORMAT} version {FORMAT_VERSION}"
         )
+    for name, value, kind in (("manifest", manifest, Manifest), ("index", index, Index)):
+        wrong = misfit(value, kind) or (contradiction(value) if name == "manifest" else None)
+        if wrong is not None:
+            raise UserError(f"{folder.name}/{name}.json is damaged: {wrong}; {AGAIN}")
     fingerprint = hashlib.sha256(index_bytes + b"\0" + manifest_bytes).hexdigest()[:32]
     return index, manifest, fingerprint
 

@@ -6,16 +6,17 @@ RUN/end.json    state (running, done, stopped or failed), step, reason, exit cod
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import sys
 import traceback
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
 
+from elemdist.artefacts import optional_json
 from elemdist.atomic import write_atomically
 from elemdist.attempts import Attempt
 from elemdist.errors import (
@@ -28,6 +29,7 @@ from elemdist.errors import (
     UserError,
 )
 from elemdist.json_text import json_text
+from elemdist.json_types import Step
 from elemdist.os_errors import is_of_the_machine, line_of
 
 State = Literal["running", "done", "stopped", "failed"]
@@ -90,16 +92,22 @@ def write_end(
     write_atomically(Path(run_dir) / "end.json", json_text(found) + "\n")
 
 
+@dataclass
+class EndFacts:
+    """end.json"""
+
+    state: State
+    step: Step
+    reason: str
+    code: int
+    attempt: Step = 0
+
+
 def read_end(run_dir: str | Path) -> dict[str, Any] | None:
-    """What write_end wrote: state, step, reason, code, attempt. None where nothing can be read."""
-    try:
-        found = json.loads((Path(run_dir) / "end.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    kinds = {"state": str, "step": int, "reason": str, "code": int}
-    if isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in kinds.items()):
-        return {"attempt": 0} | found
-    return None
+    """Return what write_end wrote: state, step, reason, code, attempt. None where there is none, or
+    none that can be used, which a line on standard error says."""
+    found = optional_json(Path(run_dir) / "end.json", EndFacts)
+    return found and {"attempt": 0} | found
 
 
 # What gloo and NCCL write where the other side is gone or silent; both raise a bare RuntimeError.

@@ -15,7 +15,6 @@ from elemdist.engine import choose_device, use_threads
 from elemdist.errors import UserError
 from elemdist.evaluate import document_scores
 from elemdist.inputs import open_reading, open_symbols
-from elemdist.model import Model
 
 # What a model of another objective cannot do, and which can.
 ONLY = {
@@ -63,8 +62,7 @@ class Trained:
             raise UserError(f"tokenizer: {used} is not the one that the model was trained with")
         self.device = choose_device(device, 0)
         use_threads(1)
-        self.model = Model(self.config)
-        self.checkpoint.load_weights(self.model, as_trained=True)
+        self.model = self.checkpoint.model(self.config)
         self.model.eval().to(self.device)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from elemdist.commandline import parse
-from elemdist.config import TrainSettings, at_least
+from elemdist.config import TrainSettings
 from elemdist.errors import UserError
 from elemdist.flops import GPUS, GpuName
+from elemdist.json_types import Amount, Bounds, Share
 
 if TYPE_CHECKING:
     from elemdist.model_config import ModelConfig
@@ -36,22 +37,22 @@ HELP = (
 class PlanSettings(TrainSettings):
     """The plan"""
 
-    gpus: int = 0
+    gpus: Annotated[int, Bounds(0, 1 << 24)] = 0
     """Ranks of the run, each with a GPU of its own; 0: as many as `ranks` says, else 1."""
     gpu: GpuName = "H100"
     """The GPU: its memory, and what its maker states that it computes at most."""
-    gpu_memory_gb: float = 0.0
+    gpu_memory_gb: Amount = 0.0
     """Memory of a GPU in 10^9 bytes; 0: that of `gpu`."""
-    gpus_per_node: int = 8
+    gpus_per_node: Annotated[int, Bounds(1, 4096)] = 8
     """GPUs of a machine, which share its memory: for what is offloaded to it."""
-    mfu: float = 0.4
+    mfu: Share = 0.4
     """Share of its peak (`peak_tflops`, or what the maker of `gpu` states) that a GPU reaches in
     training. Assumed, not measured: well set up runs report 0.3 to 0.5, small models less."""
-    n: int = 0
+    n: Annotated[int, Bounds(0, 1 << 24)] = 0
     """Materials of a sample; 0: as in the shards that the recipe trains on, else 512."""
-    v: int = 0
+    v: Annotated[int, Bounds(0, 256)] = 0
     """Bytes of a material; 0: as in the shards that the recipe trains on, else 12."""
-    vocabulary: int = SUBWORDS
+    vocabulary: Annotated[int, Bounds(4, 1 << 28)] = SUBWORDS
     """Rows of the table of the subword model that the recipe is compared with; of input subword
     with a `model.tokenizer`, as many as that has tokens."""
     table: bool = False
@@ -72,9 +73,6 @@ class PlanSettings(TrainSettings):
     def check_plan(self) -> None:
         """Raises UserError on a value that cannot be."""
         self.check_values()
-        at_least(1, gpus_per_node=self.gpus_per_node)
-        at_least(0, gpus=self.gpus, gpu_memory_gb=self.gpu_memory_gb, n=self.n, v=self.v)
-        at_least(4, vocabulary=self.vocabulary)
         if not 0 < self.mfu <= 1:
             raise UserError(f"mfu: {self.mfu} is not in (0, 1]")
 

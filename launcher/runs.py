@@ -14,6 +14,7 @@ from pathlib import Path
 from elemdist.attempts import Attempt, numbers
 from elemdist.commandline import parse
 from elemdist.errors import UserError
+from elemdist.json_types import CountOrNone
 from elemdist.plain_text import printable
 from launcher import slurm
 from launcher.decide import CANCELLED
@@ -35,13 +36,13 @@ class LogsSettings:
 
     run: str | None = None
     """Run folder."""
-    rank: int = 0
+    rank: CountOrNone = 0
     """Rank whose log is shown."""
-    attempt: int = 0
+    attempt: CountOrNone = 0
     """Attempt; 0: the newest."""
     job: bool = False
     """The log of the jobs, not of a rank: what was begun, why it ended, what came next."""
-    lines: int = 50
+    lines: CountOrNone = 50
     """The last so many lines; 0: all."""
     follow: bool = False
     """Go on showing what is added, and the logs of later attempts, until the run has ended."""

@@ -7,11 +7,12 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from elemdist.commandline import as_word, leaf_types, parse, read_recipe, split_arguments
-from elemdist.config import TrainSettings, at_least
+from elemdist.config import TrainSettings
 from elemdist.errors import UserError, nearest
+from elemdist.json_types import Amount, Bounds, Count, CountOrNone, Processes
 from elemdist.remote import public
 from elemdist.yaml_text import Scalar, Tree, yaml_text
 from launcher.local import count_gpus
@@ -34,7 +35,7 @@ class SlurmSettings:
     """Time limit of a job, as SLURM writes it: [days-]hours:minutes:seconds."""
     memory: str | None = None
     """Memory of a node, as 200G; none: the partition's default."""
-    cpus_per_rank: int = 0
+    cpus_per_rank: Processes = 0
     """CPUs of a rank; 0: SLURM's default."""
     gpus: bool = True
     """Ask for gpus_per_node GPUs a node; off where there are none, or SLURM does not count them."""
@@ -57,7 +58,7 @@ class SlurmSettings:
     """Folders that the container sees beside the run's own, as '["/data", "/scratch:/tmp"]'."""
     runs: str | None = None
     """Folder for runs that all nodes share: a run_dir that is no absolute path lies in it."""
-    save_s: int = 300
+    save_s: CountOrNone = 300
     """Seconds before the time limit at which the ranks are asked to save and end."""
 
 
@@ -65,11 +66,11 @@ class SlurmSettings:
 class RetrySettings:
     """When a run that failed is begun again"""
 
-    most: int = 20
+    most: Count = 20
     """Attempts that may fail, over the whole run."""
-    without_progress: int = 3
+    without_progress: Count = 3
     """Give up after so many failures in a row that brought no new checkpoint."""
-    pause_s: float = 10.0
+    pause_s: Amount = 10.0
     """Seconds from a failure to the next attempt in the same job."""
 
 
@@ -79,19 +80,19 @@ class LaunchSettings(PlanSettings):
 
     cluster: str | None = None
     """Settings of a cluster: NAME for configs/cluster/NAME.yaml, or a file's path."""
-    nodes: int = 1
+    nodes: Annotated[int, Bounds(1, 1 << 20)] = 1
     """Nodes of the run."""
-    ranks_per_node: int = 0
+    ranks_per_node: Processes = 0
     """Ranks on a node; 0: as many as GPUs, one without any."""
-    spare_nodes: int = 0
+    spare_nodes: Annotated[int, Bounds(0, 1 << 20)] = 0
     """Nodes held beside them, which take the place of those that die."""
-    links: int = 1
+    links: Annotated[int, Bounds(1, 10_000)] = 1
     """Jobs submitted at once, each to go on where the one before it reached its time limit. When
     the last one does, it puts itself back into the queue."""
     sweep: str | None = None
     """YAML file with a list of settings: a run for each of them, in folders of run_dir, submitted
     together as one array."""
-    sweep_at_once: int = 0
+    sweep_at_once: CountOrNone = 0
     """Runs of a sweep that may run at the same time; 0: all."""
     dry_run: bool = False
     """Print what would run, and do nothing."""
@@ -100,7 +101,7 @@ class LaunchSettings(PlanSettings):
     preflight: Literal["full", "quick", "none"] = "full"
     """Check every node before the ranks start; quick: without the sum over all nodes, which loads
     torch."""
-    preflight_s: float = 60.0
+    preflight_s: Annotated[float, Bounds(1, 1e6)] = 60.0
     """Seconds that the nodes may wait for one another in that check."""
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
@@ -131,22 +132,6 @@ class LaunchSettings(PlanSettings):
         """Raises UserError on what can be said without asking the cluster."""
         self.check_plan()
         self.data.check()
-        at_least(1, nodes=self.nodes, links=self.links, **{"retry.most": self.retry.most})
-        at_least(
-            0,
-            ranks_per_node=self.ranks_per_node,
-            spare_nodes=self.spare_nodes,
-            sweep_at_once=self.sweep_at_once,
-            **{
-                "slurm.cpus_per_rank": self.slurm.cpus_per_rank,
-                "slurm.save_s": self.slurm.save_s,
-                "retry.pause_s": self.retry.pause_s,
-            },
-        )
-        at_least(
-            1, preflight_s=self.preflight_s,
-            **{"retry.without_progress": self.retry.without_progress},
-        )  # fmt: skip
         limit_s = seconds(self.slurm.time)
         if not self.local and limit_s <= self.slurm.save_s:
             raise UserError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -27,10 +26,14 @@ from data_prep.mds import stored
 from data_prep.readers.mds_files import MdsFolder
 from data_prep.store import LocalStore, write_error
 from data_prep.words import counted
+from elemdist.artefacts import parse_json
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
 from elemdist.locks import lock
 from elemdist.remote import is_url, public
+from elemdist.set_types import Number
+from elemdist.shard_cache import open_folder
+from elemdist.shard_index import read_set
 
 STAGE = ".append-"  # folder in the set, for as long as an append lasts
 JOURNAL = "journal.jsonl"
@@ -164,13 +167,13 @@ def merge(store: LocalStore, stage: str) -> None:
         UserError: the disk is full, or a file cannot be moved.
     """
     within = store.within(stage)
-    index, manifest = (json.loads(store.read(name)) for name in ("index.json", "manifest.json"))
-    more = json.loads(within.read("manifest.json"))
-    new = json.loads(within.read("index.json"))["shards"]
+    index, manifest, _ = read_set(open_folder(store.path))
+    added, more, _ = read_set(open_folder(within.path))
+    new = added["shards"]
     if within.size("first.json") is None:  # fixed once, so that names stay when it is done again
         first = 1 + max((item_of(entry) for entry in index["shards"]), default=-1)
         within.write("first.json", json_text(first).encode(), flush=True)
-    first = json.loads(within.read("first.json"))
+    first = parse_json(within.read("first.json"), within.name_of("first.json"), Number)
     try:
         for entry in new:
             before = stored(entry)["basename"]
@@ -249,7 +252,7 @@ def joined_journal(store: LocalStore, within: LocalStore, first: int) -> bytes |
         return None
     new = []
     for line in more:
-        record = json.loads(line)
+        record = parse_json(line, f"{within.path}/{JOURNAL}")
         record["item"] += first
         record["shards"] = [renamed(name, first) for name in record["shards"]]
         new.append(json_text(record).encode())

@@ -21,6 +21,7 @@ from data_prep.settings import InputSettings, ShardSettings, check
 from data_prep.words import counted
 from elemdist import compression
 from elemdist.errors import UserError, nearest
+from elemdist.json_types import check_types
 from elemdist.remote import public
 
 # What makes the rows of a set, as the manifest has it, and as the settings of a run.
@@ -119,8 +120,7 @@ def choice_of(settings: ConvertSettings, folders: list[MdsFolder]) -> Choice:
         UserError: it cannot be done with these sets.
     """
     start, end = bounds_of(settings, folders)
-    if settings.every < 1 or not 0 < settings.share <= 1:
-        raise UserError("every is 1 or more, share more than 0 and at most 1")
+    check_types(settings)
     choice = Choice(
         start=start,
         end=end,

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from data_prep.settings import LabelsAs, OnError, OnInvalid, Overlong, Packing, Segmenter
+from data_prep.settings import (
+    ItemMb,
+    LabelsAs,
+    OnError,
+    OnInvalid,
+    Overlong,
+    Packing,
+    Segmenter,
+    ShardMb,
+)
+from elemdist.json_types import Bounds, Count, FileName, Processes, Seed, Share
 
 Target = Literal["shards", "jsonl", "parquet"]
 
@@ -14,30 +24,30 @@ Target = Literal["shards", "jsonl", "parquet"]
 class ConvertSettings:
     """Convert shard sets into others, or into text again."""
 
-    sets: list[str]
+    sets: list[FileName]
     """Shard sets, in order: folders or URLs. Also MDS sets of other tools with a column of text."""
 
-    out: str | None = None
+    out: FileName | None = None
     """The folder to write, or its URL: missing, empty, or unfinished by the same command, which
     then goes on. For jsonl and parquet the file (.jsonl also .gz, .zst); - for standard output."""
 
-    append: str | None = None
+    append: FileName | None = None
     """In place of out: the set that the samples are added to. Its shards stay as they are."""
 
     to: Target = "shards"
     """shards, or text again: jsonl, an object with text (and labels) for each document; parquet."""
 
-    n: int | None = None
+    n: Annotated[int, Bounds(2, 1 << 24)] | None = None
     """Materials (rows) of a sample. For this and the next five, not set: as the sets have it (for a
     set of text: as elemdist shard). Another value shards the documents anew."""
 
-    v: int | None = None
+    v: Annotated[int, Bounds(1, 256)] | None = None
     """Elements (bytes) that a material holds."""
 
     segmenter: Segmenter | None = None
     """What a material is: word, char, byte, uax29, sentence or subword."""
 
-    tokenizer: str | None = None
+    tokenizer: FileName | None = None
     """The file of the subword segmenter."""
 
     packing: Packing | None = None
@@ -53,20 +63,20 @@ class ConvertSettings:
     """FIRST:END: of one set, the documents that begin in the samples from FIRST, counted from 0, up
     to END, not included. Either may be left out. Also for jsonl and parquet."""
 
-    every: int = 1
+    every: Count = 1
     """Only documents whose first sample has a number that this divides (counted from FIRST)."""
 
-    share: float = 1.0
+    share: Share = 1.0
     """A share of the documents, from 0 to 1, by a hash of the first sample's number and the seed:
     the same ones every time."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Another one gives another share."""
 
     with_labels: list[str] = field(default_factory=list)
     """Only documents that have at least one of these labels, as ["a", "b"]."""
 
-    shuffle: int | None = None
+    shuffle: Seed | None = None
     """Write the samples in a random order, by this seed. Local sets without compression, of which
     no document goes on in a second sample."""
 
@@ -108,17 +118,17 @@ class ConvertSettings:
     """Hashes of each shard in the index, between commas. Not set: xxh3_128; with append, as the
     set's last shard."""
 
-    shard_mb: int | None = None
+    shard_mb: ShardMb | None = None
     """MiB of a full shard file; every process holds one in memory. Not set: 64; with append, as the
     set's last shard."""
 
-    item_mb: int = 64
+    item_mb: ItemMb = 64
     """MiB that one process takes at a time; of samples that are copied, whole shards."""
 
     verify: bool = True
     """Compare the hash of every shard that is copied with the index."""
 
-    processes: int = 0
+    processes: Processes = 0
     """Processes that work at the same time; 0: one for each core. The shards are the same."""
 
     part: str | None = None

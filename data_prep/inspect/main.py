@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import sys
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from data_prep.settings import InputSettings, Segmenter
-from elemdist.errors import UserError
 from elemdist.json_text import json_text
+from elemdist.json_types import Bounds, CountOrNone, FileName, check_types
 
 SPLITS = ("train", "val", "test")
 
@@ -21,31 +22,31 @@ SPLITS = ("train", "val", "test")
 class InspectSettings:
     """Show what a shard set holds, or which n and v suit text that is to be sharded."""
 
-    path: str
+    path: FileName
     """A shard folder; or text to be sharded, as `elemdist shard` takes it."""
 
-    rows: int = 24
+    rows: Annotated[int, Bounds(0, 1 << 24)] = 24
     """Materials (rows) of the sample to show; padding at its end is only counted."""
 
-    sample: int = 0
+    sample: CountOrNone = 0
     """The sample to show, counted from 0."""
 
-    samples: int = 2000
+    samples: Annotated[int, Bounds(1, 1 << 24)] = 2000
     """Samples of a shard set to read for its figures, in runs all over it."""
 
-    sample_mb: int = 32
+    sample_mb: Annotated[int, Bounds(1, 1 << 20)] = 32
     """MiB of text to read for the figures, in places all over it."""
 
     advise: bool = False
     """Show of a shard set, too, what other n and v would give."""
 
-    v: int = 12
+    v: Annotated[int, Bounds(1, 256)] = 12
     """Elements (bytes) that a material holds, in the advice for n; a shard set has its own."""
 
     segmenter: Segmenter = "word"
     """What a material of the text is; a shard set has its own."""
 
-    tokenizer: str | None = None
+    tokenizer: FileName | None = None
     """The tokenizer.json of segmenter subword; for a shard set if its own is not where it was."""
 
     input: InputSettings = field(default_factory=InputSettings)
@@ -76,14 +77,7 @@ def run(settings: InspectSettings) -> None:
 
 def check(settings: InspectSettings) -> None:
     """Finds what cannot be meant. Raises UserError."""
-    for name, number, low, high in (
-        ("rows", settings.rows, 0, 1 << 24),
-        ("samples", settings.samples, 1, 1 << 24),
-        ("sample_mb", settings.sample_mb, 1, 1 << 20),
-        ("v", settings.v, 1, 256),
-    ):
-        if not low <= number <= high:
-            raise UserError(f"{name} must be from {low} to {high}, not {number}")
+    check_types(settings)
 
 
 def is_shard_set(path: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from data_prep.journal import STATE
 from data_prep.mds import columns_of, hash_names
 from data_prep.store import Store
+from elemdist.artefacts import parse_json
 from elemdist.compression import check as check_compression
 from elemdist.errors import UserError
 from elemdist.file_info import is_inside
@@ -92,13 +92,11 @@ class WrongError(Exception):
 def read_object(store: Store, name: str, problem: Problem) -> dict[str, Any] | None:
     """A JSON object out of a folder; None, and a problem, if there is none to be had."""
     try:
-        value = json.loads(store.read(name))
+        value = parse_json(store.read(name), name)
     except FileNotFoundError:
         problem("it is missing")
     except (OSError, UserError) as error:
         problem(f"it cannot be read: {error}")
-    except (ValueError, RecursionError) as error:
-        problem(f"it is damaged: not valid JSON ({error})")
     else:
         if isinstance(value, dict):
             return value

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_prep.words import counted
 from elemdist.json_text import json_text
+from elemdist.json_types import Processes
 
 if TYPE_CHECKING:  # the command's help need not wait for numpy
     from data_prep.store import Store
@@ -26,7 +27,7 @@ class VerifySettings:
     path: str
     """The shard folder, or its URL in an object store."""
 
-    processes: int = 0
+    processes: Processes = 0
     """Processes that work at the same time, each on one shard; 0: one for each core."""
 
     quick: bool = False

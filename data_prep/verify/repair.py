@@ -8,7 +8,6 @@ the index. Whatever is made lies in a folder of its own until then.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ from data_prep.progress import Progress
 from data_prep.settings import InputSettings, ShardSettings, check
 from data_prep.store import LocalStore, Store, open_store
 from data_prep.verify.check_set import Entry
+from elemdist.artefacts import parse_json
 from elemdist.errors import UserError
 from elemdist.remote import public
 
@@ -97,7 +97,7 @@ def read_journal(store: Store, damaged: dict[str, Entry]) -> tuple[ShardSettings
         lines = store.read(JOURNAL).splitlines()
     except OSError as error:
         raise UserError(f"no {JOURNAL} tells what it was made from: copy it again") from error
-    header = json.loads(lines[0])
+    header = parse_json(lines[0], JOURNAL, dict[str, Any])
     if (header["format"], header["version"]) != (FORMAT, FORMAT_VERSION):
         raise UserError(f"{JOURNAL} is no {FORMAT} version {FORMAT_VERSION}")
     values = dict(header["settings"])
@@ -120,7 +120,7 @@ def read_journal(store: Store, damaged: dict[str, Entry]) -> tuple[ShardSettings
     names = None if header["labels"] is None else tuple(header["labels"])
     tasks = []
     for line in lines[1:]:
-        record = json.loads(line)
+        record = parse_json(line, JOURNAL, dict[str, Any])
         own = tuple(damaged[name] for name in record["shards"] if name in damaged)
         if own:
             job_of(record, sets, names, {})

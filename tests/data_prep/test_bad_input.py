@@ -166,7 +166,7 @@ def test_settings(tmp_path: Path) -> None:
     out = tmp_path / "out"
     path = write(tmp_path / "a.jsonl", GOOD)
     expect_error([path], out, "segmenter", "did you mean 'word'?", segmenter="words")
-    expect_error([path], out, "v must be from 1", v=0)
+    expect_error([path], out, "v: 0 is not in [1, 256]", v=0)
     expect_error([path], out, "packing packed", "labels", packing="packed", input=LABELLED)
     expect_error([path], out, "labels_from needs", labels_from="x")
     expect_error([path], out, "holdout_last is 5", "only 1 document", holdout_last=5)

@@ -233,9 +233,9 @@ def test_a_set_whose_tokenizer_is_gone(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_mistakes(tmp_path: Path) -> None:
     for problem, values in (
-        ("v must be from 1 to 256", {"v": 0}),
-        ("sample_mb must be", {"sample_mb": 0}),
-        ("samples must be", {"samples": 0}),
+        (r"v: 0 is not in \[1, 256\]", {"v": 0}),
+        ("sample_mb: 0 is below 1", {"sample_mb": 0}),
+        ("samples: 0 is below 1", {"samples": 0}),
         ("no such file or folder", {}),
     ):
         with pytest.raises(UserError, match=problem):
