@@ -39,7 +39,7 @@ def open_file(path: str | Path) -> int:
         # Without O_NONBLOCK a pipe that nobody writes to would hold the process for ever.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingError(f"{path}: there is no such file") from error
+        raise MissingError(f"cannot read {path}: there is no such file") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from error
     except ValueError as error:  # a NUL in the path

@@ -6,8 +6,10 @@ A user's mistake, and an end of training before its last step, never show a trac
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\u2028\u2029]")
 EXIT_BUG = 1  # with a traceback
 EXIT_USER_ERROR = 2  # the line says what to mend
 EXIT_STOPPED = 75  # stopped on request, with a checkpoint: run again with --resume
@@ -20,7 +22,13 @@ EXIT_INTERRUPTED = 130  # a second Ctrl-C, or SIGQUIT: no checkpoint
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: the message says what, where and what to do."""
+    """A mistake that the user can mend: the message says what, where and what to do, in one line.
+
+    Names and values of files stand in it: their line ends and control characters are escaped.
+    """
+
+    def __str__(self) -> str:
+        return CONTROL.sub(lambda found: ascii(found.group())[1:-1], super().__str__())
 
 
 class AgreedError(UserError):

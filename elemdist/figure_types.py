@@ -11,6 +11,15 @@ Figure = float | None
 
 
 @dataclass
+class Bin:
+    """A bin of the calibration"""
+
+    open_names: ClassVar[bool] = True
+    probability: float
+    positives: float
+
+
+@dataclass
 class LabelFigures:
     """The figures of a label"""
 
@@ -40,7 +49,7 @@ class Figures:
     by_source: dict[str, dict[str, Any]] | None = None
     by_position: dict[str, dict[str, Any]] | None = None
     by_material_bytes: dict[str, dict[str, Any]] | None = None
-    calibration_bins: list[Any] | None = None
+    calibration_bins: list[Bin] | None = None
     labels: dict[str, LabelFigures] | None = None
 
 

@@ -32,7 +32,7 @@ def config_for(settings: TrainSettings, shards: ShardSet | Mixture) -> ModelConf
     if model.tokenizer is not None:
         symbols = open_symbols(model.tokenizer)
     sets = sets_of(shards)
-    segmenter = sets[0].manifest.get("segmenter", "")
+    segmenter = sets[0].manifest.get("segmenter", "word")
     config = model_config(settings, shards.n, shards.v, sets[0].labels, segmenter, symbols)
     check_geometry(config, shards)
     for other in sets[1:]:
@@ -63,7 +63,7 @@ def check_alike(config: ModelConfig, first: ShardSet, other: ShardSet) -> None:
             f"data.mixture: {two} has other labels than {one}, or in another order; shard its text"
             f" again with --labels-from {one} (elemdist convert {two} --to jsonl gives the text)"
         )
-    segmenters = [shards.manifest.get("segmenter", "") for shards in (first, other)]
+    segmenters = [shards.manifest.get("segmenter", "word") for shards in (first, other)]
     # Inputs byte and canine read the text, whichever rows it lies in.
     if config.model.input == "elementwise" and segmenters[0] != segmenters[1]:
         raise UserError(

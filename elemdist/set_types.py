@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from elemdist.json_types import Bounds
@@ -58,14 +58,14 @@ class Manifest:
     version: int
     n: Rows
     v: Elements
-    segmenter: SegmenterName
-    packing: Literal["document", "packed"]
-    overlong: Literal["split", "truncate"]
     labels: list[str] | None
     label_counts: dict[str, Number] | None
     counts: dict[str, Number]
-    sources: list[dict[str, Any]]
-    libraries: dict[str, str]
+    segmenter: SegmenterName = "word"
+    packing: Literal["document", "packed"] = "document"
+    overlong: Literal["split", "truncate"] = "split"
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    libraries: dict[str, str] = field(default_factory=dict)
     padding_share: float = 0.0
     rejected_documents: Number = 0
 

@@ -219,7 +219,7 @@ def test_what_cannot_be_is_one_line():
     [
         ("configs/large.yaml", "1024 is not a multiple of v=12.*1020 and 1032"),
         ("--objective clm", "take --objective mlm"),
-        ("--v -1", "v: -1 is below 0"),
+        ("--v -1", r"v: -1 is not in \[0, 256\]"),
         ("--gpu H1000", "gpu: 'H1000' does not fit"),
         ("--mfu 1.5", r"mfu: 1.5 is not in \(0, 1\]"),
         ("--gpus 4 --sequence-parallel 3", r"4 ranks cannot be divided into groups of 3"),
