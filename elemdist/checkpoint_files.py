@@ -17,14 +17,14 @@ import xxhash
 from elemdist.artefacts import MissingError, read_json
 from elemdist.checkpoint_parts import WEIGHTS
 from elemdist.errors import UserError
-from elemdist.json_types import misfit
+from elemdist.json_types import Step, misfit
 
 FORMAT = "elemdist-checkpoint"
 VERSION = 3
 READABLE = (2, 3)  # the optimizer's state of 2 was DeepSpeed's, for one number of ranks
 KINDS: dict[str, Any] = {
-    "step": int, "files": dict, "facts": dict, "settings": dict, "state": dict,
-    "optimizer_steps": int,
+    "step": Step, "files": dict, "facts": dict, "settings": dict, "state": dict,
+    "optimizer_steps": Step,
 }  # fmt: skip
 STEP_FOLDER = re.compile(r"step-(\d{8,18})")
 
@@ -65,7 +65,7 @@ def read_manifest(path: Path, to_resume: bool = False) -> tuple[dict[str, Any], 
     if missing := {WEIGHTS, "config.json"} - set(files):
         return {}, f"its manifest.json lists no {min(missing)}"
     for name, entry in files.items():
-        if misfit(entry, list) is not None or [type(part) for part in entry] != [int, str]:
+        if misfit(entry, tuple[Step, str]) is not None:
             return {}, f"its manifest.json says no size and hash of {name}"
     return manifest, None
 
