@@ -36,6 +36,7 @@ from elemdist.checkpoint_files import (
     step_folders,
 )
 from elemdist.checkpoint_parts import (
+    INSTEAD,
     UNREADABLE,
     WEIGHTS,
     check_finite,
@@ -77,8 +78,8 @@ class Checkpoint:
     def config(self) -> ModelConfig:
         """The shape of the model. Raises UserError where the file does not say one."""
         path = self.path / "config.json"
+        tree = read_json(path, ModelConfig, remedy=INSTEAD)
         try:
-            tree = read_json(path, ModelConfig, remedy="remove or replace this checkpoint")
             return ModelConfig.from_json(tree)
         except UserError as error:
             raise unusable(path, error) from None

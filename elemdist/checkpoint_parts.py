@@ -35,6 +35,9 @@ Shape = tuple[int, ...]
 Layout = dict[str, tuple[torch.dtype, Shape]]
 
 
+INSTEAD = "remove or replace this checkpoint, or take another one"
+
+
 @dataclass(frozen=True)
 class TensorFile:
     """A file to be written.
@@ -191,10 +194,7 @@ def check_whole(index: Index, kind: str, parameter: str, numel: int) -> None:
 def unusable(path: Path, error: Exception) -> UserError:
     """The one line for a file of a checkpoint that is not what it should be."""
     reason = " ".join((str(error) or type(error).__name__).split())
-    return UserError(
-        f"checkpoint: {path} cannot be used ({reason}); remove or replace this checkpoint, or take"
-        " another one"
-    )
+    return UserError(f"checkpoint: {path} cannot be used ({reason}); {INSTEAD}")
 
 
 class PartReader:

@@ -143,7 +143,7 @@ def comparison_part(name: str, found: dict[str, Any]) -> str:
             for seed, figures in one["figures"].items()
         ]
         return page.section(f"Comparison: {name}", *parts, *labels)
-    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise UserError(f"{name}: these are no results of `elemdist compare` ({error})") from None
 
 

@@ -212,11 +212,11 @@ def test_a_poisoned_checkpoint_whose_hashes_fit_gives_one_line(harm, copy, tmp_p
         ("config.json", lambda t: t.update(n="6"), "config", "n is '6', not int"),
         ("config.json", lambda t: t.pop("v"), "config", "'v'"),
         ("config.json", lambda t: t.update(more=1), "config", "more"),
-        ("config.json", lambda t: t.update(labels=[1]), "config", "labels is [1]"),
+        ("config.json", lambda t: t.update(labels=[1]), "config", "labels[0] is 1"),
         ("config.json", lambda t: t.update(model=[]), "config", "model is []"),
         ("config.json", lambda t: t["model"].update(width=True), "config", "model.width is True"),
         ("config.json", lambda t: t["model"].update(norm="x"), "config", "model.norm is 'x'"),
-        ("config.json", lambda t: t.update(symbols={"doc": "a"}), "config", "symbols is"),
+        ("config.json", lambda t: t.update(symbols={"doc": "a"}), "config", "symbols.doc is"),
         ("manifest.json", lambda t: t["settings"].update(steps=None), "settings", "steps is None"),
         (
             "manifest.json", lambda t: t["settings"]["optim"].update(lr="1"), "settings",

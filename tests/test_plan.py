@@ -175,7 +175,9 @@ def test_offload_is_told_by_machine(planned):
 
 def test_n_and_v_come_from_the_shards(planned, tmp_path):
     manifest = {"format": "elemdist-shards", "version": 1, "n": 64, "v": 8, "labels": ["a", "b"]}
-    (tmp_path / "index.json").write_text('{"shards": []}')
+    manifest["label_counts"] = {"a": 0, "b": 0}
+    manifest["counts"] = dict.fromkeys(("documents", "samples", "text_bytes", "dropped_bytes"), 0)
+    (tmp_path / "index.json").write_text('{"version": 2, "shards": []}')
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     words = ["--model.width", "64", "--data.train", str(tmp_path), "--batch.micro-samples"]
     code, out = planned(*words, "8")
