@@ -17,6 +17,7 @@ import jsonargparse
 from elemdist.artefacts import MissingError
 from elemdist.errors import UserError, nearest
 from elemdist.json_text import json_text
+from elemdist.json_types import parts_of
 from elemdist.other_words import option_here, recipe_here
 from elemdist.setting_values import item_kind, leaf_types, printable, required, typed
 from elemdist.yaml_text import FALSE, TRUE, Scalar, Tree, read_yaml, resolved
@@ -151,7 +152,7 @@ def parse(
     recipes, each above the one before it and all beneath the command line. Raises UserError; exits
     after ``--help``.
     """
-    known = leaf_types(settings_class)
+    known = leaf_types(settings_class)  # type: ignore[arg-type]
     if any(token in ("-h", "--help") for token in argv):
         shown = f"[{positional.upper()} ...]" if positional else "[RECIPE.yaml ...]"
         usage = f"{prog} {shown} [--key value ...]"
@@ -173,14 +174,13 @@ def parse(
 
 def assemble(settings_class: type[Settings], values: dict[str, Any], prefix: str = "") -> Settings:
     """Return the dataclass of dotted key -> value; what is absent keeps its default."""
-    hints = typing.get_type_hints(settings_class)
     arguments: dict[str, Any] = {}
-    for item in dataclasses.fields(settings_class):  # type: ignore[arg-type]
-        key, kind = prefix + item.name, hints[item.name]
+    for name, kind in parts_of(settings_class)[1].items():  # type: ignore[arg-type]
+        key = prefix + name
         if dataclasses.is_dataclass(kind):
-            arguments[item.name] = assemble(typing.cast(type, kind), values, f"{key}.")
+            arguments[name] = assemble(typing.cast(type, kind), values, f"{key}.")
         elif key in values:
-            arguments[item.name] = values[key]
+            arguments[name] = values[key]
     return settings_class(**arguments)
 
 

@@ -51,7 +51,7 @@ class BudgetSettings:
     """Optimizer steps."""
     bytes: Amount = 0.0
     """Bytes of text."""
-    flops: Annotated[float, Bounds(0, 1e40)] = 0.0
+    flops: Annotated[float, Bounds(0, 1e29)] = 0.0
     """Floating-point operations of forward and backward passes."""
 
     def stated(self) -> tuple[str, float]:

@@ -199,6 +199,7 @@ class Stages:
         words = [*phase.words, *self.data_words(entry, phase), "--run-dir", str(run), "--resume"]
         # A peak of 1 TFLOPS makes a count of operations out of the MFU.
         words += ["--steps", str(TRIAL_STEPS), "--eval-every", "0", "--peak-tflops", "1"]
+        words += ["--optim.warmup-steps", "0"]  # of the whole run; it changes no cost
         words += ["--data.eval", "null"] if phase.name == "train" else []
         log = self.out / "logs" / f"trial-{entry.name}-{phase.name}.log"
         self.command(log, "train", *words)

@@ -25,6 +25,8 @@ from elemdist.run_settings import (
     ZeroSettings,
 )
 
+TRIAL = 10  # steps: a shorter run tries whether things work, with the schedule of the real one
+
 
 @dataclass
 class TrainSettings:
@@ -106,6 +108,16 @@ class TrainSettings:
             raise UserError("no run folder; add --run-dir DIR")
         self.data.check()
         self.check_values()
+        self.check_schedule()
+
+    def check_schedule(self) -> None:
+        """Raises UserError on a warm-up that the run is too short for."""
+        warmup = self.optim.warmup_steps or 0
+        if warmup > self.steps >= TRIAL:
+            raise UserError(
+                f"optim.warmup_steps: {warmup} is more than the {self.steps} steps of the run, so"
+                f" the learning rate would only rise; set --optim.warmup-steps {self.steps // 10}"
+            )
 
     def check_values(self) -> None:
         """Raises UserError on a value that cannot be, whatever the run."""
@@ -118,9 +130,9 @@ def learning_rate(optim: OptimSettings, steps: int, step: int) -> float:
 
     A pure function of the step, so that a resumed run needs no state of a schedule.
     """
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    done = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
+    if step < optim.warmup:
+        return optim.lr * (step + 1) / optim.warmup
+    done = (step - optim.warmup) / max(1, steps - optim.warmup)
     left = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "none": 1.0}
     share = optim.final_lr_share if optim.decay != "none" else 0.0
     return optim.lr * (share + (1 - share) * left[optim.decay])

@@ -129,7 +129,8 @@ def group_misfit(value: Any, kind: Any, name: str) -> str | None:
 def parts_of(kind: Any) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
     """Return (name -> field, name -> type) of a dataclass."""
     fields = {item.name: item for item in dataclasses.fields(kind)}
-    return fields, typing.get_type_hints(kind, include_extras=True)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return fields, {name: hints[name] for name in fields}
 
 
 def items_misfit(value: Any, origin: Any, inner: tuple[Any, ...], name: str) -> str | None:

@@ -153,14 +153,20 @@ class OptimSettings:
     """Term added to the denominator."""
     weight_decay: Amount = 0.01
     """Decoupled weight decay, for matrices only (not for the element table)."""
-    warmup_steps: CountOrNone = 100
-    """Steps over which the learning rate rises linearly to its peak."""
+    warmup_steps: CountOrNone | None = None
+    """Steps over which the learning rate rises linearly to its peak; not set: 100. More than the
+    run has are refused, but for trials of fewer than 10 steps."""
     decay: Literal["linear", "cosine", "none"] = "linear"
     """Shape of the fall of the learning rate after the warm-up."""
     final_lr_share: Rate = 0.0
     """The learning rate at the last step, as a share of the peak."""
     grad_clip: Amount = 1.0
     """Largest norm of the gradient over all parameters; 0: no clipping."""
+
+    @property
+    def warmup(self) -> int:
+        """Return the steps of the warm-up."""
+        return 100 if self.warmup_steps is None else self.warmup_steps
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -10,20 +11,19 @@ from typing import Any
 
 from elemdist.artefacts import once
 from elemdist.errors import UserError, nearest
-from elemdist.json_types import SURROGATE, kind_name, misfit
+from elemdist.json_types import SURROGATE, kind_name, misfit, parts_of
 from elemdist.yaml_text import FALSE, TRUE, Scalar, Tree, number_of, resolved
 
 
+@functools.cache
 def leaf_types(settings_class: type, prefix: str = "") -> dict[str, Any]:
     """Return dotted key -> type of every setting of a dataclass of dataclasses, with its bounds."""
     found: dict[str, Any] = {}
-    hints = typing.get_type_hints(settings_class, include_extras=True)
-    for item in dataclasses.fields(settings_class):
-        kind = hints[item.name]
+    for name, kind in parts_of(settings_class)[1].items():
         if dataclasses.is_dataclass(kind):
-            found |= leaf_types(typing.cast(type, kind), f"{prefix}{item.name}.")
+            found |= leaf_types(typing.cast(type, kind), f"{prefix}{name}.")
         else:
-            found[prefix + item.name] = kind
+            found[prefix + name] = kind
     return found
 
 

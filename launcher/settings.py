@@ -132,6 +132,7 @@ class LaunchSettings(PlanSettings):
         """Raises UserError on what can be said without asking the cluster."""
         self.check_plan()
         self.data.check()
+        self.check_schedule()
         limit_s = seconds(self.slurm.time)
         if not self.local and limit_s <= self.slurm.save_s:
             raise UserError(

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import importlib
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
-from elemdist.commandline import parse
+from elemdist.commandline import leaf_types, parse
 from elemdist.config import TrainSettings
 from elemdist.errors import UserError
 from elemdist.eval_settings import EvalSettings
+from elemdist.setting_values import required
+from launcher.completion import SETTINGS
 
 
 def train(*argv: str) -> TrainSettings:
@@ -113,3 +117,44 @@ def test_help_shows_every_setting_with_default_and_meaning(capsys):
     ):
         assert part in text
     assert "CONFIG" not in text
+
+
+@pytest.mark.parametrize("verb", SETTINGS)
+def test_a_number_that_means_nothing_is_refused_by_every_setting_of_every_verb(verb):
+    module, _, name = SETTINGS[verb].partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    known, told = leaf_types(kind), []
+    needed = [f"--{key}={'[]' if 'list' in str(known[key]) else 'x'}" for key in required(kind)]
+    texts = ("nan", "-nan", "inf", "-inf", "1e999", "-1", "-0.5", "1e300", "9" * 30, "0x10", "1:30")
+    for key in known:
+        for text in texts:
+            try:
+                settings = parse(kind, [*needed, f"--{key}={text}"], "x")
+            except UserError as error:
+                told.append(str(error))
+                continue
+            value = attrgetter(key)(settings)
+            assert isinstance(value, (str, bool, dict)) or value is None, (key, text, value)
+    assert all(line.isprintable() for line in told)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--optim.lr nan", "optim.lr: 'nan' does not fit; expected float"),
+        ("--steps 0", "steps: 0 is below 1"),
+        ("--batch.global-samples -1", "batch.global_samples: -1 is below 1"),
+        ("--model.dropout 2", r"model.dropout: 2.0 is not in \[0, 1\)"),
+        ("--model.layers 20000", "model.layers: 20000 is above 10000"),
+        ("--seed -1", "seed: -1 is below 0"),
+        ("--steps 50 --optim.warmup-steps 100", "100 is more than the 50 steps of the run"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(argv, message):
+    with pytest.raises(UserError, match=message):
+        train(*argv.split(), "--run-dir", "r", "--data.train", "d").check()
+
+
+def test_a_trial_of_few_steps_has_the_schedule_of_the_run():
+    for argv in ("--steps 5 --optim.warmup-steps 100", "--steps 50"):
+        train(*argv.split(), "--run-dir", "r", "--data.train", "d").check()
