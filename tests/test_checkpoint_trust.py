@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,6 +250,42 @@ def test_weights_go_only_into_the_model_they_are_of(copy):
     seal(found.path)
     with pytest.raises(UserError, match=r"model\.safetensors cannot be used"):
         initialise_from(model, str(copy))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layers": 9_999}, "config.json says 9,999 layers"),
+        ({"layers": 20_000}, "model.layers: 20000 is above 10000"),
+        ({"width": 1 << 20, "feedforward": 1 << 24}, "has the shape"),
+        ({"width": 1 << 40}, "above 1048576"),
+        ({"heads": 0}, "heads or feedforward is 0"),
+        ({"layers": 1}, "is not in the model"),
+    ],
+)
+def test_a_model_is_built_only_once_its_shape_is_that_of_the_weights(change, said, copy):
+    found = find(str(copy))
+    same = found.model(found.config())
+    for key, weight in found.weights().items():
+        assert torch.equal(same.state_dict()[key], weight)
+    edit(newest_of(copy) / "config.json", lambda tree: tree["model"].update(change))
+    seal(newest_of(copy))
+    found = find(str(copy))
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=said):
+        found.model(found.config())
+    assert time.perf_counter() - start < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_weights_of_whole_numbers_are_refused(copy):
+    retensor("model.safetensors", lambda t: t.update({k: x.long() for k, x in t.items()}))(
+        newest_of(copy)
+    )
+    seal(newest_of(copy))
+    found = find(str(copy))
+    with pytest.raises(UserError, match="its numbers are I64, not of one precision"):
+        found.model(found.config())
 
 
 def as_version_2(at: Path) -> None:
