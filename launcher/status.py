@@ -7,10 +7,12 @@ forgotten the job.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from elemdist.artefacts import MissingError
 from elemdist.attempts import Attempt, numbers
 from elemdist.commandline import parse
 from elemdist.config import TrainSettings
@@ -136,7 +138,10 @@ def steps_of(run_dir: Path) -> int:
     for name in ("launch/recipe.yaml", "settings.yaml"):
         try:
             tree = read_yaml(run_dir / name)
-        except UserError:
+        except MissingError:
+            continue
+        except UserError as error:
+            print(f"elemdist status: {error}; its steps are not known", file=sys.stderr)
             continue
         if not isinstance(tree, dict):
             continue
