@@ -12,6 +12,7 @@ import numpy as np
 from data_prep.documents import Batch
 from data_prep.inspect.row_counts import count_rows
 from data_prep.segment import Segmenter
+from data_prep.words import counted
 
 WIDTHS = (4, 6, 8, 10, 12, 16, 24, 32)
 LONGEST = 1024  # bytes of a material that are still told apart
@@ -168,7 +169,7 @@ def histogram_lines(figures: dict[str, Any], noun: str) -> list[str]:
     """The lengths of materials, a line for each range that has some, and an empty line."""
     if not figures["materials"]:
         return []
-    lines = [f"{figures['materials']:,} {noun}, by bytes:"]
+    lines = [f"{counted(figures['materials'], noun.removesuffix('s'))}, by bytes:"]
     shares = [entry["materials"] / figures["materials"] for entry in figures["histogram"]]
     largest, sum_so_far, before = max(shares), 0.0, 0
     for entry, part in zip(figures["histogram"], shares, strict=True):
