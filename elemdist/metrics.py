@@ -19,7 +19,7 @@ from elemdist.errors import UserError
 from elemdist.json_text import json_text
 from elemdist.metric_writers import AppendedFile, Board, WandbRun, tell
 from elemdist.metrics_file import drop_after
-from elemdist.units import amount, duration
+from elemdist.units import amount, counted, duration
 
 if TYPE_CHECKING:
     from elemdist.communication import Traffic
@@ -137,7 +137,7 @@ def progress_line(step: int, steps: int, figures: dict[str, Any], left_s: float)
     ]
     shown = [form.format(known[name]) for name, form in parts if name in known]
     if known.get("empty_steps"):
-        shown.insert(0, f"{known['empty_steps']} steps with nothing to predict")
+        shown.insert(0, f"{counted(known['empty_steps'], 'step')} with nothing to predict")
     for name, form in (("bytes_per_s", "{}/s"), ("peak_memory_bytes", "mem {}")):
         if name in known:
             shown.append(form.format(amount(known[name])))

@@ -28,6 +28,7 @@ from elemdist.plot import check_out
 from elemdist.robustness_settings import RobustnessSettings
 from elemdist.text_input import OpenDocuments, for_verb, tell_losses
 from elemdist.trained import CutSamples, TextClassifier
+from elemdist.units import counted
 
 FIGURES = ("micro_f1", "macro_f1", "micro_roc_auc", "macro_roc_auc")
 FREE = ("out", "plot", "device", "micro_samples")  # settings that change no figure
@@ -61,7 +62,8 @@ def run(settings: RobustnessSettings, cut: CutSamples, open_documents: OpenDocum
             )
         if unknown[name]:
             print(
-                f"elemdist robustness: left out: {unknown[name]} labels that {name} does not know",
+                "elemdist robustness: left out:"
+                f" {counted(unknown[name], 'label')} that {name} does not know",
                 file=sys.stderr,
             )
         for kind, rate, seed in asked(settings):

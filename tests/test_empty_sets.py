@@ -143,7 +143,7 @@ def test_a_step_with_nothing_to_predict_is_counted_and_has_no_loss(sets, tmp_pat
         "--mlm.mask-rate", "1e-9", "--data.eval", sets / "word" / "val", "--eval-every", "2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "1 steps with nothing to predict" in done.stdout
+    assert "1 step with nothing to predict" in done.stdout
     assert "no figures: nothing in the set is predicted" in done.stdout
     for wrong in ("loss 0.0", "0.000 bits", "bits_per_byte 0"):
         assert wrong not in done.stdout
@@ -152,8 +152,8 @@ def test_a_step_with_nothing_to_predict_is_counted_and_has_no_loss(sets, tmp_pat
     assert len(figures) == 3
     assert all(line["loss"] is None and line["bits_per_byte"] is None for line in figures)
     assert figures[0]["empty_steps"] == 1
-    shown = progress_line(2, 2, {"loss": None, "empty_steps": 1, "lr": 0.1}, 0)
-    assert shown.startswith("step 2/2  1 steps with nothing to predict  lr")
+    shown = progress_line(2, 2, {"loss": None, "empty_steps": 2, "lr": 0.1}, 0)
+    assert shown.startswith("step 2/2  2 steps with nothing to predict  lr")
 
 
 def test_a_noise_curve_without_a_figure_has_no_number():

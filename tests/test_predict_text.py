@@ -155,7 +155,7 @@ def test_labels_that_a_model_does_not_know_are_counted(made, tmp_path, capfd):
     assert cli.robustness(words) == 0
     out, err = capfd.readouterr()
     assert "| mixed | 0." in out or "| mixed | 1." in out
-    assert "left out: 1 labels that" in err
+    assert "left out: 1 label that" in err
 
 
 def out_of(words: list[str], stdout: str, folder: Path) -> tuple[int | None, str]:
