@@ -42,7 +42,8 @@ def make_set(
         for number, sample in enumerate(rows):
             row = {"rows": sample}
             out.write(row | {"labels": np.array([number % 8], np.uint8)} if labels else row)
-    counts = {"samples": samples, "text_bytes": 0, "dropped_bytes": 0, "documents": samples}
+    counts = {"samples": samples, "text_bytes": samples, "dropped_bytes": 0}
+    counts["documents"] = samples
     manifest = {
         "format": "elemdist-shards",
         "version": 1,
