@@ -24,7 +24,7 @@ from data_prep.readers.task import ReadTask
 from data_prep.settings import MIB, InputSettings, ShardSettings, check
 from data_prep.store import write_error
 from data_prep.words import counted
-from elemdist.atomic import replacing
+from elemdist.atomic import remove_leftovers, replacing
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
 from elemdist.remote import is_url, public
@@ -65,6 +65,8 @@ def export(settings: ConvertSettings, folders: list[MdsFolder], losses: Losses) 
     left = sum(folder.samples for folder in folders) - sum(one.end - one.start for one in parts)
     problems.losses.update(losses)
     problems.losses.add(NOT_CHOSEN, count=left)
+    if out != "-":
+        remove_leftovers(os.path.dirname(out) or ".", os.path.basename(out))
     documents = size = 0
     try:
         with contextlib.nullcontext(sys.stdout.buffer) if out == "-" else replacing(out) as file:
