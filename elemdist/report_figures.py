@@ -15,13 +15,20 @@ from elemdist import page
 from elemdist.errors import UserError
 
 NUMBERS = (int, float)
+# What a value of another type, or one that is missing, ends in.
+MISFITS = (KeyError, TypeError, AttributeError, ValueError, IndexError, StopIteration)
 
 
 def figures_part(name: str, found: dict[str, Any]) -> str:
-    """Of a file of `elemdist eval` or `elemdist robustness`."""
-    if isinstance(found.get("points"), list):
-        return page.section(f"Noise: {name}", *noise(found["points"]))
-    return page.section(f"Figures: {name}", *evaluation(found))
+    """Return the part about a file of `elemdist eval` or `elemdist robustness`. Raises UserError
+    where it is none."""
+    try:
+        if isinstance(found.get("points"), list):
+            return page.section(f"Noise: {name}", *noise(found["points"]))
+        return page.section(f"Figures: {name}", *evaluation(found))
+    except MISFITS as error:
+        told = "these are no figures of `elemdist eval` or `elemdist robustness`"
+        raise UserError(f"{name}: {told} ({error})") from None
 
 
 def evaluation(found: dict[str, Any]) -> list[str]:
@@ -143,7 +150,7 @@ def comparison_part(name: str, found: dict[str, Any]) -> str:
             for seed, figures in one["figures"].items()
         ]
         return page.section(f"Comparison: {name}", *parts, *labels)
-    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+    except MISFITS as error:
         raise UserError(f"{name}: these are no results of `elemdist compare` ({error})") from None
 
 

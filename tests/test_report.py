@@ -159,6 +159,15 @@ def test_mistakes(tmp_path):
             "report", "--figures", json.dumps([str(other)]), "--out", tmp_path / "r.html"
         )
         expect_user_error(done, str(other))
+    for wrong in (
+        {"intervals": [1], "micro_f1": 0.5}, {"labels": {"a": 1}},
+        {"intervals": {"micro_f1": [1]}, "micro_f1": 0.5}, {"calibration_bins": [1]},
+        {"points": [{}]}, {"points": [1]}, {"points": [{"run": "a", "kind": [], "rate": 0}]},
+        {"intervals": {"micro_f1": ["a", "b"]}, "micro_f1": 0.5},
+    ):  # fmt: skip
+        other.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=r"other\.json"):
+            run(ReportSettings(figures=[str(other)], out=str(tmp_path / "r.html")))
     (run_dir / "results.json").write_text("{}")
     with pytest.raises(UserError, match="no results of"):
         run(ReportSettings([str(run_dir)], out=str(tmp_path / "r.html")))
