@@ -20,6 +20,7 @@ from elemdist.json_types import WHOLE, misfit
 from elemdist.os_errors import reason_of
 
 MOST_BYTES = 1 << 28  # of a file of JSON: an index of 200,000 shards has a tenth of that
+PIECE = 1 << 16
 DEEPEST = 100  # levels of JSON within one another
 LARGEST = {bool: 2, int: WHOLE, float: math.inf}
 AGAIN = "copy it again, or make it again"
@@ -62,7 +63,10 @@ def read_bytes(path: str | Path, most: int = MOST_BYTES) -> bytes:
     with open(open_file(path), "rb") as file:
         try:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(most + 1) if size <= most else b""
+            # No more at a time than there is: memory is taken for all that is asked for.
+            data = file.read(size + 1) if size <= most else b""
+            while len(data) > size and len(data) <= most and (more := file.read(PIECE)):
+                data += more  # it grows, or says no size, as those of /proc
         except OSError as error:
             raise UserError(f"cannot read {path}: {reason_of(error)}") from error
     if max(size, len(data)) > most:

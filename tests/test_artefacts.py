@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -294,3 +295,12 @@ def test_reading_ends_and_stays_small(tmp_path, size):
     with pytest.raises(UserError, match=r"sparse\.json"):
         artefacts.read_json(file)
     assert time.perf_counter() - start < 1
+
+
+def test_a_small_file_takes_little_memory_whatever_its_bound(tmp_path):
+    (tmp_path / "small").write_bytes(b"abc")
+    tracemalloc.start()
+    assert artefacts.read_bytes(tmp_path / "small", 1 << 40) == b"abc"
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    assert artefacts.read_bytes("/proc/self/status").startswith(b"Name:")
