@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\u2028\u2029]")
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 EXIT_BUG = 1  # with a traceback
 EXIT_USER_ERROR = 2  # the line says what to mend
 EXIT_STOPPED = 75  # stopped on request, with a checkpoint: run again with --resume
@@ -24,7 +24,8 @@ EXIT_INTERRUPTED = 130  # a second Ctrl-C, or SIGQUIT: no checkpoint
 class UserError(Exception):
     """A mistake that the user can mend: the message says what, where and what to do, in one line.
 
-    Names and values of files stand in it: their line ends and control characters are escaped.
+    Names and values of files stand in it: their line ends, control characters and halves of
+    surrogate pairs are escaped.
     """
 
     def __str__(self) -> str:
