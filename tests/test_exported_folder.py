@@ -194,7 +194,7 @@ def test_mistakes(kind, classifier, tmp_path):
     elif kind == "run":
         classifier, parts = tmp_path, ["no complete checkpoint"]
     elif kind == "figures":
-        words, parts = ["--figures", "pyproject.toml"], ["no file of elemdist eval"]
+        words, parts = ["--figures", "pyproject.toml"], ["elemdist eval --out"]
     else:
         classifier, parts = "", ["elemdist export RUN --out DIR"]
     expect_user_error(elemdist("export", classifier, "--out", out, *words), *parts)

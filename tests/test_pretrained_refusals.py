@@ -163,8 +163,8 @@ def a_part_outside(folder: Path) -> None:
     ("harm", "part"),
     [
         (no_config, "no config.json"),
-        (torn_config, "cannot be read"),
-        (no_object, "cannot be read"),
+        (torn_config, "is damaged"),
+        (no_object, "is damaged"),
         (another_kind, "model_type is gpt2; take a checkpoint of bert, albert, canine"),
         (no_size, "hidden_size is wide"),
         (no_weights, "neither model.safetensors nor pytorch_model.bin"),
