@@ -8,6 +8,7 @@ into several samples counts once, by the mean of their logits.
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -197,5 +198,8 @@ def write_scores(path: Path, score_BL: np.ndarray, truth_BL: np.ndarray, labels:
     """Writes probabilities (B, L), truth (B, L) and labels (L,), whole or not at all, as arrays
     that numpy loads without pickle. Raises UserError."""
     names = np.array(labels, dtype=np.str_)
+    # A zip file that cannot be written prints a traceback when it is collected.
+    packed = io.BytesIO()
+    np.savez(packed, probabilities=score_BL, truth=truth_BL, labels=names)
     with result(path) as file:
-        np.savez(file, probabilities=score_BL, truth=truth_BL, labels=names)
+        file.write(packed.getbuffer())

@@ -203,6 +203,7 @@ def file_limit(size: int):
         sys.dont_write_bytecode = False
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", ["eval.json", "eval.npz", "robustness.json"])
 def test_a_result_that_does_not_fit_leaves_nothing(name, made, corpus, labelled, tmp_path, capfd):
     out = tmp_path / name
