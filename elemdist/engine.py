@@ -29,6 +29,7 @@ from elemdist.guard import GuardedAdamW
 from elemdist.heads import Scored
 from elemdist.model import Model, parameter_groups
 from elemdist.ports import free_port
+from elemdist.watchdog import LAUNCHER
 
 Result = TypeVar("Result")
 WAIT_S = 60.0  # for the other ranks, before it is said
@@ -56,12 +57,35 @@ def choose_device(name: str, local_rank: int) -> torch.device:
         raise UserError("device: cuda was asked for, but torch sees no GPU; use --device cpu")
     if name == "cpu" or not cuda:
         return torch.device("cpu")
+    if local_rank and sees_own_gpu():
+        return torch.device("cuda", 0)
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"ranks: rank {local_rank} of this machine has no GPU of its own, there are"
             f" {torch.cuda.device_count()}; start fewer ranks or use --device cpu"
         )
     return torch.device("cuda", local_rank)
+
+
+def sees_own_gpu() -> bool:
+    """Return True if this rank sees one GPU and each rank of the machine another, as tasks of
+    `srun --gpus-per-task=1` do. Ranks that torchrun or our launcher has started see the same."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    shared = LAUNCHER in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    return len(visible) == 1 == torch.cuda.device_count() and bool(visible[0]) and not shared
+
+
+@contextmanager
+def local_rank_of(device: torch.device) -> Iterator[None]:
+    """Let DeepSpeed, which takes the GPU with the number LOCAL_RANK, take `device` in here."""
+    before = os.environ.get("LOCAL_RANK")
+    if device.type == "cuda" and device.index is not None:
+        os.environ["LOCAL_RANK"] = str(device.index)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["LOCAL_RANK"] = before
 
 
 def use_threads(local_world_size: int) -> None:
@@ -207,7 +231,8 @@ def build_engine(model: Model, settings: TrainSettings, plan: BatchPlan, ranks: 
         shared = settings.model.backbone == "albert"
         leaves = [Scored] if shared else [Block, Scored]
         deepspeed.utils.set_z3_leaf_modules(model, leaves, raise_if_not_found=False)
-    with no_compiler() if settings.zero.stage == 3 else nullcontext():
+    without_compiler = no_compiler() if settings.zero.stage == 3 else nullcontext()
+    with without_compiler, local_rank_of(ranks.device):
         engine, *_ = deepspeed.initialize(
             model=model.to(ranks.device),
             optimizer=optimizer,

@@ -107,9 +107,10 @@ def reduce_together(patience_s: float) -> float:
     import torch
     import torch.distributed as dist
 
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-    if cuda:
+    from elemdist.engine import choose_device
+
+    device = choose_device("auto", int(os.environ["LOCAL_RANK"]))
+    if cuda := device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=patience_s))
     size = dist.get_world_size()
