@@ -42,6 +42,8 @@ OURS = {
 FIXED = (
     "managed_gradient_accumulation",
     "gradient_allreduce_op",
+    "gradient_predivide_factor",
+    "prescale_gradients",
     "zero_allow_untested_optimizer",
     "zero_force_ds_cpu_optimizer",
     "data_types",
@@ -64,18 +66,15 @@ LOGGED = ("steps_per_print", "dump_state", "timers")
 # Sections that do something only if they are enabled.
 SWITCHED = ("flops_profiler", "tensorboard", "csv_monitor", "comet", "timers.throughput")
 
-# These DeepSpeed reads one by one, without a model.
-FLOPS_PROFILER = tuple(
-    f"flops_profiler.{name}"
-    for name in (
-        "profile_step",
-        "module_depth",
-        "top_modules",
-        "detailed",
-        "output_file",
-        "recompute_fwd_factor",
-    )
-)
+# These DeepSpeed reads one by one, without a model; its defaults.
+FLOPS_PROFILER = {
+    "flops_profiler.profile_step": 1,
+    "flops_profiler.module_depth": -1,
+    "flops_profiler.top_modules": 1,
+    "flops_profiler.detailed": True,
+    "flops_profiler.output_file": "",
+    "flops_profiler.recompute_fwd_factor": 0.0,
+}
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -166,7 +165,8 @@ def overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, A
     """
     check_own_keys(overrides)
     known = known_keys(config)
-    result, stated, wanted = copy.deepcopy(config), flat(config), flat(overrides)
+    result, stated = copy.deepcopy(config), FLOPS_PROFILER | flat(config)
+    wanted = flat(overrides)
     for key, value in wanted.items():
         if key not in known:
             raise UserError(f"deepspeed: {unknown(key, known, stated)}")
@@ -177,6 +177,7 @@ def overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, A
             place = place.setdefault(part, {})
         place[name] = value
     check_switches(wanted, result)
+    check_reports(result)
     if "log_level" not in wanted and any(beneath(key, LOGGED) for key in wanted):
         result["log_level"] = "info"  # else they would print nothing
     check_as_deepspeed(result)
@@ -204,6 +205,19 @@ def check_switches(wanted: dict[str, Any], config: dict[str, Any]) -> None:
                 f"deepspeed: {key} changes nothing without {section}.enabled: true; add that or"
                 " leave it out"
             )
+
+
+def check_reports(config: dict[str, Any]) -> None:
+    """Raises UserError on what DeepSpeed would fail on as late as in the engine."""
+    from deepspeed.utils.logging import log_levels
+
+    if (level := config["log_level"].lower()) not in log_levels:
+        raise UserError(f"deepspeed: log_level: '{level}' is none of {', '.join(log_levels)}")
+    if config["steps_per_print"] < 1:
+        raise UserError(
+            f"deepspeed: steps_per_print: {config['steps_per_print']} is not at least 1; leave it"
+            " out to print nothing"
+        )
 
 
 def hint(key: str, known: Iterable[str]) -> str:
