@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from elemdist.cpu_primitives import bound_primitives
+
 if TYPE_CHECKING:
     from elemdist.embedding import ElementwiseEmbedding
 
 __all__ = ["ElementwiseEmbedding", "__version__"]
 __version__ = "0.1.0"
+
+bound_primitives()  # here, as whatever runs a model imports this first
 
 
 def __getattr__(name: str) -> Any:
