@@ -18,11 +18,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from elemdist import checkpoint_state, pretrained
 from elemdist.artefacts import read_json
@@ -42,7 +40,6 @@ from elemdist.checkpoint_parts import (
     WEIGHTS,
     check_finite,
     check_shapes,
-    tensor_shapes,
     unusable,
 )
 from elemdist.commandline import build
@@ -52,16 +49,12 @@ from elemdist.errors import UserError
 from elemdist.json_types import misfit
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
+from elemdist.weights_header import check_header
 
 __all__ = [
     "FORMAT", "VERSION", "Checkpoint", "digest", "encoder_settings", "find", "flaw",
     "initialise_from", "newest", "open_for_resume", "restore", "write_atomically",
 ]  # fmt: skip
-
-FILLING = (
-    "normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_", "fill_", "zero_",
-    "zeros_", "ones_", "constant_", "copy_",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,32 +132,6 @@ class Checkpoint:
         except ValueError as error:
             raise unusable(self.path / WEIGHTS, error) from None
         model.load_state_dict(weights, strict=not prefix)
-
-
-class NoValues(TorchFunctionMode):
-    """Leaves out what fills tensors: on the device meta, which has none, random numbers alone load
-    torch's compiler, for seconds."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        filled = args[0] if args else kwargs.get("tensor")
-        name = getattr(func, "__name__", "")
-        if isinstance(filled, Tensor) and filled.is_meta and name in FILLING:
-            return filled
-        return func(*args, **kwargs)
-
-
-def check_header(path: Path, config: ModelConfig) -> None:
-    """Raise ValueError where the tensors of a safetensors file are not those of a model."""
-    theirs = tensor_shapes(path)
-    blocks = 1 if config.model.backbone == "albert" else config.model.layers
-    if blocks > len(theirs):
-        raise ValueError(f"it has {len(theirs)} tensors, config.json says {blocks:,} layers")
-    with torch.device("meta"), NoValues():
-        ours = Model(config).state_dict()
-    check_shapes(theirs, {name: tuple(weight.shape) for name, weight in ours.items()})
 
 
 def newest_first(run_dir: Path) -> list[Path]:
