@@ -256,27 +256,18 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 
 def usage() -> str:
     """What `elemdist --help` prints."""
-    lines = [f"  {name:10} {verb.__doc__}" for name, verb in VERBS.items()]
-    return "\n".join(
-        [
-            f"elemdist {__version__}: elementwise transformers on raw bytes",
-            "",
-            "usage: elemdist VERB [argument ...] [--key value ...]",
-            "",
-            *lines,
-            "",
-            "elemdist VERB --help lists every setting of a verb.",
-        ]
+    verbs = "\n".join(f"  {name:10} {verb.__doc__}" for name, verb in VERBS.items())
+    return (
+        f"elemdist {__version__}: elementwise transformers on raw bytes\n\n"
+        f"usage: elemdist VERB [argument ...] [--key value ...]\n\n{verbs}\n\n"
+        "elemdist VERB --help lists every setting of a verb."
     )
 
 
 def run_verb(name: str, argv: list[str]) -> int:
     """Run the verb of this name; its exit code. Raises UserError where there is none."""
-    if name in ("", "-h", "--help", "help"):
-        print(usage())
-        return 0
-    if name == "--version":
-        print(__version__)
+    if name in ("", "-h", "--help", "help", "--version"):
+        print(__version__ if name == "--version" else usage())
         return 0
     if name not in VERBS:
         raise UserError(f"unknown verb '{name}'{verb_here(name, VERBS)}; elemdist --help lists all")
