@@ -194,6 +194,13 @@ def test_a_key_of_other_stages_is_refused(stage):
                 config_of(*words)
 
 
+def test_an_override_of_one_section_leaves_the_others_as_they_are():
+    for name in ("flops_profiler", "tensorboard", "csv_monitor"):
+        config = config_of("--deepspeed", json.dumps({f"{name}.enabled": True}))
+        sections = ("flops_profiler", "tensorboard", "csv_monitor", "comet", "wandb")
+        assert [key for key in sections if config[key]["enabled"]] == [name]
+
+
 def test_what_is_printed_on_request_is_printed():
     for asked in (
         {"steps_per_print": 7},
