@@ -247,6 +247,8 @@ def encoder_settings(config: ModelConfig) -> list[str]:
     model = config.model
     names = "input backbone layers width heads feedforward embedding_width norm positions"
     chosen = [f"model.{name}" for name in (*names.split(), "activation", "biases")]
+    if model.input in ("elementwise", "byte"):
+        chosen.append("model.uncased")
     if model.input == "elementwise":
         chosen += [f"model.ablation.{part.name}" for part in dataclasses.fields(model.ablation)]
     if model.positions == "rotary":
@@ -269,11 +271,26 @@ def initialise_from(model: Model, path: str) -> str:
     chosen = find(path)
     theirs, ours = chosen.config(), model.config
     misfits = pretrained.Misfits()
-    misfits.compare({name: attrgetter(name)(theirs) for name in encoder_settings(theirs)}, ours)
+    names = encoder_settings(theirs)
+    if theirs.v != ours.v and (theirs.model.heads, ours.model.heads) == (theirs.v, ours.v):
+        names.remove("model.heads")  # one for each of v, which is the reason
+    misfits.compare({name: attrgetter(name)(theirs) for name in names}, ours)
     if theirs.model.input == "elementwise" and theirs.v != ours.v:
         misfits.note(f"its v is {theirs.v}, the shards' is {ours.v}", f"shard with --v {theirs.v}")
-    if theirs.symbols != ours.symbols:
-        misfits.note("its tokenizer is another one", "set --model.tokenizer to the same one")
+    inputs = (theirs.model.input, ours.model.input)
+    segmenters = (theirs.segmenter, ours.segmenter)
+    if inputs == ("elementwise",) * 2 and all(segmenters) and segmenters[0] != segmenters[1]:
+        misfits.note(
+            f"its segmenter is {segmenters[0]}, the shards' is {segmenters[1]}",
+            f"shard with --segmenter {segmenters[0]}",
+        )
+    if theirs.symbols and ours.symbols and theirs.symbols != ours.symbols:
+        misfits.note(
+            f"its tokenizer {theirs.model.tokenizer} has {theirs.symbols.vocabulary} tokens, this"
+            f" run's {ours.model.tokenizer} {ours.symbols.vocabulary}, or other numbers of DOC, SEP"
+            " and MASK",
+            "set --model.tokenizer to the same one",
+        )
     if theirs.model.positions == "learned":
         misfits.note_positions(theirs.positions, ours)
     misfits.refuse(path)

@@ -10,7 +10,7 @@ from elemdist.mixture import Mixture
 from elemdist.model_config import ModelConfig, model_config
 from elemdist.remote import public
 from elemdist.shards import ShardSet
-from elemdist.subword import check_tokenizer, open_symbols
+from elemdist.subword import check_tokenizer, open_symbols, tokenizer_of
 
 
 def sets_of(shards: ShardSet | Mixture) -> list[ShardSet]:
@@ -34,9 +34,9 @@ def config_for(settings: TrainSettings, shards: ShardSet | Mixture) -> ModelConf
     sets = sets_of(shards)
     segmenter = sets[0].manifest.get("segmenter", "word")
     config = model_config(settings, shards.n, shards.v, sets[0].labels, segmenter, symbols)
-    check_geometry(config, shards)
     for other in sets[1:]:
         check_alike(config, sets[0], other)
+    check_geometry(config, shards)
     return config
 
 
@@ -49,6 +49,15 @@ def check_geometry(config: ModelConfig, shards: ShardSet | Mixture) -> None:
                 f"{path}: rows of v={one.v}, samples of n={one.n}, but the model was made for"
                 f" v={config.v}, n up to {config.n}; shard with --n {config.n} --v {config.v}"
             )
+        segmenter = one.manifest.get("segmenter", "")
+        # Inputs byte and canine read the text, whichever rows it lies in.
+        elementwise = config.model.input == "elementwise"
+        if elementwise and segmenter and config.segmenter not in (segmenter, ""):
+            raise UserError(
+                f"{path}: its segmenter is {segmenter}, but the model was made for"
+                f" {config.segmenter}; make it alike: elemdist convert {path} --segmenter"
+                f" {config.segmenter} --out DIR"
+            )
         if config.objective == "classify" and one.labels is None:
             raise UserError(f"{path}: no labels; shard with --input.labels-field NAME")
         if config.model.tokenizer is not None:
@@ -58,7 +67,8 @@ def check_geometry(config: ModelConfig, shards: ShardSet | Mixture) -> None:
 def check_alike(config: ModelConfig, first: ShardSet, other: ShardSet) -> None:
     """Raises UserError where the model cannot be trained on both sets together."""
     one, two = public(first.path), public(other.path)
-    if config.objective == "classify" and other.labels != first.labels:
+    labels = (first.labels, other.labels)  # a set without any is check_geometry's
+    if config.objective == "classify" and None not in labels and labels[0] != labels[1]:
         raise UserError(
             f"data.mixture: {two} has other labels than {one}, or in another order; shard its text"
             f" again with --labels-from {one} (elemdist convert {two} --to jsonl gives the text)"
@@ -69,6 +79,12 @@ def check_alike(config: ModelConfig, first: ShardSet, other: ShardSet) -> None:
         raise UserError(
             f"data.mixture: {two} is of segmenter {segmenters[1]}, but {one} of {segmenters[0]};"
             f" make it alike: elemdist convert {two} --segmenter {segmenters[0]} --out DIR"
+        )
+    tokenizers = [tokenizer_of(shards.manifest) for shards in (first, other)]
+    if config.model.input == "elementwise" and tokenizers[0] != tokenizers[1]:
+        raise UserError(
+            f"data.mixture: {two} was cut by another tokenizer than {one}; shard its text again"
+            " with --tokenizer and the one of that set"
         )
 
 

@@ -195,6 +195,13 @@ def open_symbols(path: str | None) -> Symbols:
     return Symbols(doc, sep, mask, vocabulary)
 
 
+def tokenizer_of(manifest: Mapping[str, Any]) -> str | None:
+    """Return the hash of the tokenizer file that cut a shard set; None: none did."""
+    libraries = manifest.get("libraries")
+    found = libraries.get("tokenizer_xxh3_128") if isinstance(libraries, dict) else None
+    return None if found is None else str(found)
+
+
 def check_tokenizer(manifest: Mapping[str, Any], path: str | None, name: str) -> None:
     """Compares a shard set with the tokenizer of a model of input subword.
 
@@ -214,7 +221,5 @@ def check_tokenizer(manifest: Mapping[str, Any], path: str | None, name: str) ->
             f"{name}: input subword cannot read shards of segmenter {manifest.get('segmenter')};"
             f" {again}"
         )
-    libraries = manifest.get("libraries")
-    made_with = libraries.get("tokenizer_xxh3_128") if isinstance(libraries, dict) else None
-    if made_with != xxhash.xxh3_128(content).hexdigest():
+    if tokenizer_of(manifest) != xxhash.xxh3_128(content).hexdigest():
         raise UserError(f"{name}: its shards were made with another tokenizer than {path}; {again}")

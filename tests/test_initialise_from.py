@@ -14,6 +14,7 @@ from elemdist import checkpoint
 from elemdist.checkpoint import initialise_from
 from elemdist.errors import UserError
 from elemdist.model import Model
+from elemdist.model_config import Symbols
 from elemdist.model_settings import AblationSettings
 from tests.pretrained_folders import shape
 
@@ -56,6 +57,8 @@ def test_a_run_gives_another_its_encoder(tmp_path, positions):
         ({"ablation": AblationSettings(slots="shuffled")}, ["--model.ablation.slots ordered"]),
         ({"own": True}, ["--model.input elementwise"]),
         ({"n": 33}, ["knows 32 positions", "--n 32"]),
+        ({"uncased": True}, ["its model.uncased is False, this run's is True",
+                             "set --model.uncased false"]),
     ],
 )  # fmt: skip
 def test_a_run_of_another_shape_is_refused_in_one_line(tmp_path, changes, parts):
@@ -68,5 +71,34 @@ def test_a_run_of_another_shape_is_refused_in_one_line(tmp_path, changes, parts)
 
 def test_a_run_on_materials_of_another_size_is_refused(tmp_path):
     folder = save_run(tmp_path / "run", Model(shape()))
+    four = dataclasses.replace(shape(), v=4)
     with pytest.raises(UserError, match=r"its v is 8, the shards' is 4; shard with --v 8"):
-        initialise_from(Model(dataclasses.replace(shape(), v=4)), str(folder))
+        initialise_from(Model(four), str(folder))
+    # As many heads as a material has bytes, where nothing else is said: v alone is the reason.
+    four = dataclasses.replace(four, model=dataclasses.replace(four.model, heads=4))
+    with pytest.raises(UserError, match=r"run: its v is 8, the shards' is 4; shard with --v 8$"):
+        initialise_from(Model(four), str(folder))
+
+
+def test_a_run_on_materials_of_another_segmenter_is_refused(tmp_path):
+    folder = save_run(tmp_path / "run", Model(shape()))
+    other = dataclasses.replace(shape(), segmenter="char")
+    told = r"its segmenter is word, the shards' is char; shard with --segmenter word$"
+    with pytest.raises(UserError, match=told):
+        initialise_from(Model(other), str(folder))
+    # Input byte reads the text, whichever rows it lies in.
+    one, two = (dataclasses.replace(shape(input="byte"), segmenter=x) for x in ("word", "char"))
+    folder = save_run(tmp_path / "bytes", Model(one))
+    assert "encoder weights" in initialise_from(Model(two), str(folder))
+
+
+def test_a_run_with_another_tokenizer_is_refused(tmp_path):
+    theirs = shape(own=True, symbols=Symbols(1, 2, 3, 50), tokenizer="a.json")
+    folder = save_run(tmp_path / "run", Model(theirs))
+    ours = shape(own=True, symbols=Symbols(1, 2, 3, 60), tokenizer="b.json")
+    told = "its tokenizer a.json has 50 tokens, this run's b.json 60.*set --model.tokenizer"
+    with pytest.raises(UserError, match=told):
+        initialise_from(Model(ours), str(folder))
+    with pytest.raises(UserError, match=r"set --model\.input subword") as raised:
+        initialise_from(Model(shape()), str(folder))
+    assert "tokenizer" not in str(raised.value)  # the input is the reason

@@ -15,7 +15,7 @@ from elemdist.config import TrainSettings
 from elemdist.data import Order, training_steps
 from elemdist.errors import UserError
 from elemdist.file_info import FileInfo
-from elemdist.geometry import config_for
+from elemdist.geometry import check_geometry, config_for
 from elemdist.mixture import Mixture, open_mixture
 from elemdist.run_settings import BatchSettings, DataSettings, Source
 from elemdist.shards import ShardSet
@@ -167,6 +167,32 @@ def test_other_labels_do_not_matter_without_classification(tmp_path):
         assert mixture.gather(ids)[1] is None
     wanted.objective = "classify"
     with pytest.raises(UserError, match=r"two has other labels than .*one, .* --labels-from .*one"):
+        config_for(wanted, mixture)
+
+
+def test_a_set_that_is_cut_otherwise_than_the_model_reads_is_refused(tmp_path):
+    """That of an evaluation, too, whose figures would be of something else."""
+    mixture, wanted = alike(tmp_path)
+    config, two = config_for(wanted, mixture), tmp_path / "two"
+    edit_json(two / "manifest.json", lambda m: m.update(segmenter="char"))
+    told = r"two: its segmenter is char, but the model was made for word; .* --segmenter word --out"
+    with pytest.raises(UserError, match=told):
+        check_geometry(config, ShardSet(str(two)))
+    wanted.model.input = "byte"
+    check_geometry(config_for(wanted, mixture), ShardSet(str(two)))
+
+
+def test_sets_of_different_tokenizers_are_refused(tmp_path):
+    alike(tmp_path)
+    for number, name in enumerate(("one", "two")):
+        libraries = {"tokenizer_xxh3_128": str(number)}
+        change = {"segmenter": "subword", "libraries": libraries}
+        edit_json(tmp_path / name / "manifest.json", lambda m, change=change: m.update(change))
+    wanted = TrainSettings()
+    wanted.model.width = 32
+    sources = [Source(str(tmp_path / name)) for name in ("one", "two")]
+    mixture = open_mixture(DataSettings(mixture=sources))
+    with pytest.raises(UserError, match=r"two was cut by another tokenizer than .*one"):
         config_for(wanted, mixture)
 
 
