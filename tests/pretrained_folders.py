@@ -56,13 +56,14 @@ def shape(kind: str = "Bert", own: bool = False, **changes: Any) -> ModelConfig:
     model = ModelSettings(**{**SETTINGS[kind], "layers": 2, "width": 32, "heads": 8})
     model.feedforward = 128
     model.input = ("canine" if canine else "subword") if own else "elementwise"
+    objective = changes.pop("objective", "mlm")
     config = ModelConfig(
         n=changes.pop("n", 4 if canine else 32),
         v=8,
-        objective=changes.pop("objective", "mlm"),
+        objective=objective,
         model=model,
-        pooling="doc",
-        labels=["a", "b"],
+        pooling="doc" if objective == "classify" else "none",
+        labels=["a", "b"] if objective == "classify" else None,
         symbols=changes.pop("symbols", Symbols(1, 2, 3, 50)) if own and not canine else None,
     )
     return dataclasses.replace(config, model=dataclasses.replace(model, **changes))
