@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elemdist.attention import Segments
-from elemdist.blocks import layer_norm, recomputed
+from elemdist.blocks import layer_norm
 from elemdist.model_config import ModelConfig
-from elemdist.objectives import element_nats
+from elemdist.objectives import element_nats, target_nats
 from elemdist.pooling import pooled
 from elemdist.rows import FIRST_SPECIAL, PAD
+from elemdist.tiles import tiled, tiles
 from elemdist.wide import Wide
 
 Scores = tuple[Tensor, Tensor | None]
@@ -59,24 +60,32 @@ class ElementHead(nn.Module):
 
 
 def score(
-    head: Callable[..., Tensor],
+    head: nn.Module,
     x_MW: Tensor,
     table: Tensor | None,
     target_MV: Tensor,
     tile_rows: int = 0,
 ) -> Scores:
-    """(nats_M, correct_M) of predictions, see :func:`elemdist.objectives.element_nats`. With
+    """Return (nats_M, correct_M) of predictions, see :func:`elemdist.objectives.element_nats`. With
     `tile_rows` the logits of so many rows at a time exist, and are computed again for the
     gradient."""
+    logits = head.logits if isinstance(head, Scored) else head
 
-    def of(x_MW: Tensor, target_MV: Tensor) -> Scores:
-        return element_nats(head(x_MW, table, target_MV), target_MV)
+    def nats_of(x_MW: Tensor, target_MV: Tensor) -> Tensor:
+        return target_nats(logits(x_MW, table, target_MV), target_MV)
+
+    def scores_of(x_MW: Tensor, target_MV: Tensor) -> Scores:
+        return element_nats(logits(x_MW, table, target_MV), target_MV)
 
     if not tile_rows or len(x_MW) <= tile_rows:
-        return of(x_MW, target_MV)
-    parts = zip(x_MW.split(tile_rows), target_MV.split(tile_rows), strict=True)
-    nats, correct = zip(*(recomputed(of, *part) for part in parts), strict=True)
-    return torch.cat(nats), None if correct[0] is None else torch.cat(correct)
+        return scores_of(x_MW, target_MV)
+    if torch.is_grad_enabled():
+        parameters = [*head.parameters(), *([] if table is None else [table])]
+        return tiled(nats_of, tile_rows, [x_MW, target_MV], parameters), None
+    nats, correct = zip(
+        *(scores_of(*tile) for tile in tiles([x_MW, target_MV], tile_rows)), strict=True
+    )
+    return torch.cat(nats), torch.cat(correct)
 
 
 class Scored(nn.Module):
@@ -87,6 +96,10 @@ class Scored(nn.Module):
     fetches all that it holds, once.
     """
 
+    def logits(self, *inputs: Any) -> Tensor:
+        """Return the head's logits, (M, V, E), without a call of a module."""
+        return cast(Tensor, super().forward(*inputs))
+
     def forward(
         self,
         x_MW: Tensor,
@@ -94,12 +107,11 @@ class Scored(nn.Module):
         target_MV: Tensor | None = None,
         tile_rows: int | None = None,
     ) -> Any:
-        """The head's logits, (M, V, E); with `tile_rows`, 0 for all, what :func:`score` gives for
-        `target_MV`, (nats_M, correct_M)."""
-        head = super().forward
+        """Return the head's logits, (M, V, E); with `tile_rows`, 0 for all, what :func:`score`
+        returns for `target_MV`, (nats_M, correct_M)."""
         if tile_rows is None or target_MV is None:
-            return head(x_MW, table, target_MV)
-        return score(head, x_MW, table, target_MV, tile_rows)
+            return self.logits(x_MW, table, target_MV)
+        return score(self, x_MW, table, target_MV, tile_rows)
 
 
 @torch.no_grad()

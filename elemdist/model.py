@@ -231,10 +231,12 @@ class Model(nn.Module):
         return table
 
     def compile_blocks(self) -> None:
-        """Compiles what each block does row by row, all but its attention, whose segments are
-        others in every batch."""
+        """Compile what each block does row by row: all but its attention, whose segments are
+        others in every batch, and tiles, whose gradient is a loop."""
         for block in self.modules():
             if isinstance(block, Block):
+                if block.tile_rows:
+                    block.tiled_feed = torch.compiler.disable(block.tiled_feed)  # type: ignore
                 block.finish = torch.compile(block.finish, dynamic=True)  # type: ignore
 
     def forward(

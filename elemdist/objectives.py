@@ -128,9 +128,12 @@ def next_materials(batch: Batch, doc_symbol: int = DOC) -> Targets:
 
 
 def targets_of(batch: Batch, config: ModelConfig, mask_rate: float, seed: int) -> Targets:
-    """What a model of this configuration learns from a batch: the next materials for objective
-    clm, else the masked ones, at `mask_rate`."""
+    """Return what a model of this configuration learns from a batch: the next materials for
+    objective clm, else the masked ones, at `mask_rate`; a classifier's batch as it is at 0."""
     symbols = config.symbols
+    if config.objective == "classify" and not mask_rate:
+        none = batch.key_T[:0]
+        return Targets(batch.rows_TV, none, batch.rows_TV[:0], none)
     if config.objective == "clm":
         return next_materials(batch, symbols.doc if symbols else DOC)
     return mask_materials(batch, mask_rate, seed, symbols.mask if symbols else MASK)
@@ -172,23 +175,32 @@ def own_targets(targets: Targets, share: Share | None) -> tuple[slice, int]:
     return slice(first, last), part.start
 
 
-def element_nats(logits_MVE: Tensor, target_MV: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(nats_M, correct_M): the nats of the bytes and the end mark of each material, fp32, and
-    whether the likeliest element is the right one in all of them (None while gradients are kept:
-    training does not ask).
+def counted(target_MV: Tensor) -> Tensor:
+    """Return which slots of targets count, (M, V) bool: the bytes and the end mark, which is the
+    first PAD slot; the slots after it say nothing.
 
-    The end mark is the first PAD slot; the slots behind it say nothing and do not count. A
-    material that fills all slots has none. So a single slot always counts, and the number of a
-    token, which may be PAD's, is an element like any other.
+    A material that fills all slots has no end mark. So a single slot always counts, and the number
+    of a token, which may be PAD's, is an element like any other.
     """
-    counts_MV = (target_MV == PAD).cumsum(-1) <= 1
+    return (target_MV == PAD).cumsum(-1) <= 1
+
+
+def target_nats(logits_MVE: Tensor, target_MV: Tensor) -> Tensor:
+    """Return the nats of the bytes and the end mark of each material, (M,) fp32."""
     nats_MV = F.cross_entropy(
         logits_MVE.float().flatten(0, 1), target_MV.flatten().long(), reduction="none"
-    ).view_as(counts_MV)
-    nats_M = (nats_MV * counts_MV).sum(-1)
+    ).view_as(target_MV)
+    return (nats_MV * counted(target_MV)).sum(-1)
+
+
+def element_nats(logits_MVE: Tensor, target_MV: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return (nats_M, correct_M): :func:`target_nats`, and whether the likeliest element is the
+    right one in all slots that count (None while gradients are kept: training does not ask)."""
+    nats_M = target_nats(logits_MVE, target_MV)
     if torch.is_grad_enabled():
         return nats_M, None
-    return nats_M, ((logits_MVE.argmax(-1) == target_MV) | ~counts_MV).all(-1)
+    right_MV = (logits_MVE.argmax(-1) == target_MV) | ~counted(target_MV)
+    return nats_M, right_MV.all(-1)
 
 
 def label_loss(logits_SL: Tensor, truth_SL: Tensor, kind: str) -> Tensor:

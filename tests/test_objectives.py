@@ -18,6 +18,7 @@ from elemdist.objectives import (
     label_nats,
     mask_materials,
     next_materials,
+    share_batch,
     targets_of,
 )
 from elemdist.rows import DOC, MASK, PAD
@@ -201,6 +202,18 @@ def test_the_objective_chooses_the_targets_and_the_configuration_the_symbols():
     chosen.model.input, chosen.model.tokenizer = "elementwise", None
     targets = targets_of(batch, model_config(chosen, 20, 4), 0.3, seed=1)
     assert torch.equal(targets.target_MV, batch.rows_TV[targets.select_M + 1])
+
+
+def test_a_classifier_that_masks_nothing_gets_the_batch_itself():
+    chosen, batch = TrainSettings(), batch_of(2, 20)
+    chosen.objective = "classify"
+    shape = model_config(chosen, 20, 4, labels=["a"])
+    targets = targets_of(batch, shape, 0.0, seed=1)
+    assert targets.rows_TV is batch.rows_TV
+    assert len(targets.select_M) == len(targets.target_MV) == targets.text_bytes == 0
+    share = share_batch(batch, targets, None)
+    assert share[0] is batch.rows_TV
+    assert len(targets_of(batch, shape, 0.5, seed=1).select_M) > 0
 
 
 def test_element_nats_counts_all_bytes_and_one_end_mark():

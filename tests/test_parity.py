@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from elemdist import pretrained
 from elemdist.attention import Segments
 from elemdist.blocks import rotate, rotation
+from elemdist.exported import blocks_elemdist as exported_blocks
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig, Symbols
 from elemdist.model_settings import ModelSettings
@@ -262,3 +264,21 @@ def test_rotary_positions_turn_as_those_of_llama_do(width, base):
         torch.testing.assert_close(
             rotate(x_THD, turn)[:5], turned[0].transpose(0, 1)[:5], rtol=1e-5, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("place", [4095, 699_051, 2_796_203, 16_777_217])
+def test_rotary_angles_are_right_at_any_position(place):
+    """Against whole turns taken off in 50 digits."""
+    base, width = 10_000.0, 64
+    expected = []
+    with decimal.localcontext() as context:
+        context.prec = 50
+        turn = 2 * decimal.Decimal("3.14159265358979323846264338327950288419716939937510")
+        for pair in range(0, width, 2):
+            frequency = decimal.Decimal(base) ** (-decimal.Decimal(pair) / width)
+            expected.append(float(place * frequency % turn))
+    angle_D = torch.tensor(expected, dtype=torch.float64)
+    theirs = exported_blocks.rotation(torch.tensor([place]), width, base)
+    for cos, sin in (rotation(torch.tensor([place]), width, base), theirs):
+        torch.testing.assert_close(cos[0, 0].double(), angle_D.cos(), rtol=0, atol=2e-6)
+        torch.testing.assert_close(sin[0, 0].double(), angle_D.sin(), rtol=0, atol=2e-6)

@@ -7,6 +7,8 @@ B * N * N bytes.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,9 +85,11 @@ class ElementwiseEmbedding(nn.Module):
 
 
 def rotation(places: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, (N, 1, D / 2) each, of rotary positions."""
-    place_D = torch.arange(0, head_width, 2, device=places.device, dtype=torch.float32)
-    angle_ND = places.float().unsqueeze(1) * base ** (-place_D / head_width)
+    """Return cosine and sine, (N, 1, D / 2) fp32 each, of rotary positions."""
+    # In fp64 up to the angle within one turn: fp32 loses its way after some 100,000 rows.
+    place_D = torch.arange(0, head_width, 2, device=places.device, dtype=torch.float64)
+    turns_ND = places.double().unsqueeze(1) * (base ** (-place_D / head_width) / math.tau)
+    angle_ND = (turns_ND.frac() * math.tau).float()
     return angle_ND.cos().unsqueeze(1), angle_ND.sin().unsqueeze(1)
 
 
