@@ -294,6 +294,11 @@ class Session:
             f"{self.plan.chain(self.data.sample_bytes)};"
             f" {counted(settings.steps, 'step')} = {epochs:.2f} epochs"
         )
+        if settings.optim.warmup > settings.steps:  # by default, or in a trial
+            self.say(
+                f"the warm-up of {settings.optim.warmup} steps is longer than the run, so the"
+                f" learning rate only rises; --optim.warmup-steps {settings.steps // 10} would do"
+            )
         self.say(
             f"ZeRO {settings.zero.stage}, {'bf16' if self.bf16 else 'fp32'},"
             f" {self.ranks.device.type}, attention: {self.attention}, {peak}"

@@ -65,12 +65,12 @@ class Tiles(torch.autograd.Function):
             cut = zip(tiles(rows, ctx.tile_rows), gradients[0].split(ctx.tile_rows), strict=True)
             for tile, gradient in cut:
                 with torch.enable_grad():
-                    tile = [
+                    inputs = [
                         part.detach().requires_grad_(needed)
                         for part, needed in zip(tile, needs_rows, strict=True)
                     ]
-                    values = ctx.function(*tile)
-                leaves = [part for part in tile if part.requires_grad]
+                    values = ctx.function(*inputs)
+                leaves = [part for part in inputs if part.requires_grad]
                 found = torch.autograd.grad(values, [*leaves, *wanted], gradient, allow_unused=True)
                 row_parts.append(list(found[: len(leaves)]))
                 for total, part in zip(sums, found[len(leaves) :], strict=True):
