@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from elemdist.artefacts import open_file
+from elemdist.artefacts import MissingError, open_file
 from elemdist.errors import UserError
 from elemdist.metrics_file import is_number, record_of
+from elemdist.os_errors import line_of
+from elemdist.units import counted
 
 TAIL_BYTES = 1 << 16
 MOST_AT_ONCE = 1 << 24  # of what is added to a log
@@ -28,13 +31,31 @@ def newest_step(run_dir: Path) -> int:
     return max(checkpoint_steps(run_dir), default=0)
 
 
-def last_figures(run_dir: Path) -> dict[str, float]:
-    """Return the numbers of the newest line of training in metrics.jsonl; empty without one."""
-    for line in reversed(tail(run_dir / "metrics.jsonl")):
-        record = record_of(line.encode())
+def last_figures(run_dir: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, float]:
+    """Return the numbers of the newest line of training in metrics.jsonl; empty without one.
+
+    Args:
+        say: gets a line about what is passed over: a file that cannot be read, or damaged lines;
+            one without an end is still being written.
+    """
+    path, damaged = run_dir / "metrics.jsonl", 0
+    try:
+        lines = read_tail(path, TAIL_BYTES)
+    except MissingError:
+        return {}
+    except (OSError, UserError) as error:
+        say(str(error) if isinstance(error, UserError) else line_of(error, path))
+        return {}
+    found: dict[str, float] = {}
+    for number, line in enumerate(reversed(lines)):
+        record = record_of(line)
+        damaged += record is None and number > 0 and bool(line.strip())
         if record is not None and record["kind"] == "train":
-            return {name: value for name, value in record.items() if is_number(value)}
-    return {}
+            found = {name: value for name, value in record.items() if is_number(value)}
+            break
+    if damaged:
+        say(f"{path}: {counted(damaged, 'damaged line')} at its end passed over")
+    return found
 
 
 def steps_done(run_dir: Path, since_s: float) -> int:
@@ -49,17 +70,22 @@ def steps_done(run_dir: Path, since_s: float) -> int:
 
 
 def tail(path: Path, size: int = TAIL_BYTES) -> list[str]:
-    """Return the last whole lines of a file, of at most so many bytes; none where it cannot be
-    read, or is a pipe or a device."""
+    """Return the last whole lines of a file, of at most so many bytes, without empty ones; none
+    where it cannot be read, or is a pipe or a device."""
     try:
-        with open(open_file(path), "rb") as file:
-            length = file.seek(0, os.SEEK_END)
-            file.seek(max(0, length - size))
-            lines = file.read(size).split(b"\n")
+        return [line.decode("utf-8", "replace") for line in read_tail(path, size) if line]
     except (OSError, UserError):
         return []
-    whole = lines[1:] if length > size else lines
-    return [line.decode("utf-8", "replace") for line in whole if line]
+
+
+def read_tail(path: Path, size: int) -> list[bytes]:
+    """Return the last whole lines of a file, of at most so many bytes, and what comes after the
+    last line end. Raises OSError, and UserError for a file that is missing, a pipe or a device."""
+    with open(open_file(path), "rb") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - size))
+        lines = file.read(size).split(b"\n")
+    return lines[1:] if length > size else lines
 
 
 def last_lines(path: Path, count: int) -> list[str]:

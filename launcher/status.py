@@ -103,7 +103,7 @@ def queue_now() -> list[slurm.Job] | None:
 
 def status_of(run_dir: Path, queue: Sequence[slurm.Job] | None) -> Status:
     """Out of the run folder, and of queue_now()."""
-    figures, end = last_figures(run_dir), read_end(run_dir)
+    figures, end = last_figures(run_dir, say), read_end(run_dir)
     taken = numbers(run_dir)
     newest = Attempt(run_dir, taken[-1]) if taken else None
     ended = End.of(newest.read("end")) if newest else None
@@ -132,6 +132,11 @@ def status_of(run_dir: Path, queue: Sequence[slurm.Job] | None) -> Status:
     )  # fmt: skip
 
 
+def say(line: str) -> None:
+    """Print a line about a file of a run that cannot be used."""
+    print(f"elemdist status: {printable(line)}", file=sys.stderr)
+
+
 def steps_of(run_dir: Path) -> int:
     """Return the steps that a run is to have; 0: not known. Reads that one setting, as checking all
     of them takes a hundred times as long."""
@@ -141,7 +146,7 @@ def steps_of(run_dir: Path) -> int:
         except MissingError:
             continue
         except UserError as error:
-            print(f"elemdist status: {error}; its steps are not known", file=sys.stderr)
+            say(f"{error}; its steps are not known")
             continue
         if not isinstance(tree, dict):
             continue

@@ -148,6 +148,33 @@ def test_metrics_of_any_kind_end_nothing(run, line):
     assert found.step == 20 or len(line) > 1 << 16
 
 
+PASSED_OVER = {
+    b"": "", b"\n\n": "", b'{"kind": "tr': "",
+    b'{"kind": "train"}\n': "1 damaged line at its end",
+    b"\xff\n[]\n": "2 damaged lines at its end",
+    b'\0\0\0\n{"kind": "tr': "1 damaged line at its end",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", PASSED_OVER)
+def test_damaged_lines_that_are_passed_over_are_counted(run, line, capsys):
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(line)
+    assert status_of(run, None).step == 20
+    words, said = PASSED_OVER[line], capsys.readouterr().err
+    assert said == (f"elemdist status: {run}/metrics.jsonl: {words} passed over\n" if words else "")
+
+
+@pytest.mark.parametrize("made", [os.mkdir, os.mkfifo, lambda path: os.symlink(path, path)])
+def test_metrics_that_cannot_be_read_are_said(run, made, capsys):
+    (run / "metrics.jsonl").unlink()
+    made(run / "metrics.jsonl")
+    assert status_of(run, None).step == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"elemdist status: cannot read {run}/metrics.jsonl: ")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", '"x"', "[1]", "{}", "true"])
 def test_what_is_no_number_is_not_shown(run, value):
     names = ("loss", "bytes_per_s", "samples", "samples_per_s")
