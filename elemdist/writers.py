@@ -39,7 +39,9 @@ class Choice:
         logits_E = logits_E.masked_fill(~allowed_E, -torch.inf)
         if self.temperature == 0:
             return int(logits_E.argmax())
-        share_E, value_E = (logits_E / self.temperature).softmax(0).sort(descending=True)
+        # The largest becomes 0 first, so that no division overflows.
+        scaled_E = (logits_E - logits_E.max()) / max(self.temperature, 1e-30)
+        share_E, value_E = scaled_E.softmax(0).sort(descending=True)
         share_E = share_E[: self.top_k or None]
         share_E = share_E / share_E.sum()
         # Those before which less than top_p is covered: the first one always.

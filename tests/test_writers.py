@@ -57,3 +57,12 @@ def test_the_choice_follows_the_probabilities_within_its_bounds():
     assert shares(everything, temperature=0) == [0, 0, 0, 1]
     assert shares(not_the_last, temperature=0) == [0, 0, 1, 0]
     assert shares(everything, temperature=0.5) == near(1 / 30, 4 / 30, 9 / 30, 16 / 30)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 1e-320])
+@pytest.mark.parametrize("largest", [0.4, 88.0, 3e38])
+def test_a_temperature_near_0_takes_the_likeliest(temperature, largest):
+    logits = torch.tensor([0.1, -3e38, 0.3, largest])
+    choose = Choice(SampleSettings(temperature=temperature))
+    assert {choose(logits, torch.tensor([True, True, True, True])) for _ in range(20)} == {3}
+    assert {choose(logits, torch.tensor([True, True, True, False])) for _ in range(20)} == {2}
