@@ -8,6 +8,7 @@ line that names the file, the key and the nearest right key.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import typing
 from typing import Any, NoReturn, TypeVar
@@ -19,6 +20,7 @@ from elemdist.errors import UserError, nearest
 from elemdist.json_text import json_text
 from elemdist.json_types import parts_of
 from elemdist.other_words import option_here, recipe_here
+from elemdist.plain_text import shell_word
 from elemdist.setting_values import item_kind, leaf_types, printable, required, typed
 from elemdist.yaml_text import FALSE, TRUE, Scalar, Tree, read_yaml, resolved
 
@@ -102,7 +104,8 @@ def split_arguments(argv: list[str], known: dict[str, Any]) -> tuple[list[str], 
         option, equals, value = token.partition("=")
         name, key = option.lstrip("-"), key_of(token)
         if key not in known or not token.startswith("--"):
-            hint = option_here(name, known)
+            hint = f"; the file: {shell_word(token)}" if os.path.lexists(token) else ""
+            hint = hint or option_here(name, known)
             raise UserError(f"unknown option {printable(option)}{hint}; --help lists all")
         if not equals:
             flag = known[key] is bool and (not rest or rest[0].lower() not in TRUE + FALSE)

@@ -8,6 +8,7 @@ from elemdist.config import TrainSettings
 from elemdist.errors import UserError
 from elemdist.mixture import Mixture
 from elemdist.model_config import ModelConfig, model_config
+from elemdist.plain_text import shell_word
 from elemdist.remote import public
 from elemdist.shards import ShardSet
 from elemdist.subword import check_tokenizer, open_symbols, tokenizer_of
@@ -55,8 +56,8 @@ def check_geometry(config: ModelConfig, shards: ShardSet | Mixture) -> None:
         if elementwise and segmenter and config.segmenter not in (segmenter, ""):
             raise UserError(
                 f"{path}: its segmenter is {segmenter}, but the model was made for"
-                f" {config.segmenter}; make it alike: elemdist convert {path} --segmenter"
-                f" {config.segmenter} --out DIR"
+                f" {config.segmenter}; make it alike: elemdist convert {shell_word(path)}"
+                f" --segmenter {config.segmenter} --out DIR"
             )
         if config.objective == "classify" and one.labels is None:
             raise UserError(f"{path}: no labels; shard with --input.labels-field NAME")
@@ -71,14 +72,16 @@ def check_alike(config: ModelConfig, first: ShardSet, other: ShardSet) -> None:
     if config.objective == "classify" and None not in labels and labels[0] != labels[1]:
         raise UserError(
             f"data.mixture: {two} has other labels than {one}, or in another order; shard its text"
-            f" again with --labels-from {one} (elemdist convert {two} --to jsonl gives the text)"
+            f" again with --labels-from {shell_word(one)} (elemdist convert {shell_word(two)}"
+            " --to jsonl --out DIR gives the text)"
         )
     segmenters = [shards.manifest.get("segmenter", "word") for shards in (first, other)]
     # Inputs byte and canine read the text, whichever rows it lies in.
     if config.model.input == "elementwise" and segmenters[0] != segmenters[1]:
         raise UserError(
             f"data.mixture: {two} is of segmenter {segmenters[1]}, but {one} of {segmenters[0]};"
-            f" make it alike: elemdist convert {two} --segmenter {segmenters[0]} --out DIR"
+            f" make it alike: elemdist convert {shell_word(two)} --segmenter {segmenters[0]}"
+            " --out DIR"
         )
     tokenizers = [tokenizer_of(shards.manifest) for shards in (first, other)]
     if config.model.input == "elementwise" and tokenizers[0] != tokenizers[1]:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from elemdist.errors import nearest
+from elemdist.plain_text import shell_word
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # of a checkout
 # Option -> the settings here, of which the first that the verb has is named.
@@ -133,13 +134,13 @@ def verb_here(name: str, known: Collection[str]) -> str:
 
 def recipe_here(path: str) -> str:
     """Return what to name in place of what is no recipe, as the end of a message."""
-    place = Path(path)
+    place, word = Path(path), shell_word(path)
     if place.is_dir():
         sets = [one for one in (place, place / "train") if (one / "index.json").is_file()]
         if sets:
-            return f"; a folder of shards is given by --data.train {sets[0]}"
+            return f"; a folder of shards is given by --data.train {shell_word(sets[0])}"
         if (own := place / "settings.yaml").is_file():
-            return f"; a run goes on by --run-dir {path} --resume, or is a recipe: {own}"
+            return f"; a run goes on by --run-dir {word} --resume, or is a recipe: {own}"
         return f"; {RECIPE}"
     if not place.exists():
         folders = dict.fromkeys((place.parent, Path("configs"), CONFIGS))
@@ -147,14 +148,15 @@ def recipe_here(path: str) -> str:
         same = [file for file, stem in there.items() if stem == place.stem]
         return f"; did you mean '{same[0]}'?" if same else nearest(path, there)
     if place.suffix in (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".zst", ".gz"):
-        return f"; text becomes shards by `elemdist shard {path} --out DIR`: --data.train DIR"
+        return f"; text becomes shards by `elemdist shard {word} --out DIR`: --data.train DIR"
     return ""
 
 
 def shards_here(path: str) -> str:
     """Return how shards are made of what was named in their place; empty: it holds no text."""
+    word = shell_word(path)
     if os.path.isfile(path):
-        return f"it is a file: `elemdist shard {path} --out DIR` makes shards of it, to be named"
+        return f"it is a file: `elemdist shard {word} --out DIR` makes shards of it, to be named"
     if os.path.isdir(path) and os.listdir(path):
-        return f"`elemdist shard {path} --out DIR` makes one of the text in it"
+        return f"`elemdist shard {word} --out DIR` makes one of the text in it"
     return ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
+from pathlib import Path
 
 # Marks that turn the direction of what follows them (Unicode TR #9), so that it reads as another.
 TURNS = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
@@ -21,6 +23,12 @@ def printable(text: str, keep: str = "") -> str:
         return ascii(one)[1:-1] if hidden and one not in keep else one
 
     return UNUSUAL.sub(escaped, text)
+
+
+def shell_word(path: str | Path) -> str:
+    """Return a path as it stands in a command that is printed for the user: quoted, and never read
+    as an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def markdown_cell(text: str) -> str:

@@ -56,7 +56,7 @@ def run_names(folders: list[Path]) -> list[str]:
     """For each folder the shortest end of its path that no other run's path shares."""
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
-        raise UserError("plot: the same run folder is named twice")
+        raise UserError("the same run folder is named twice; name each once")
     longest = max(map(len, parts))
     for length in range(1, longest + 1):
         names = ["/".join(part[-length:]) for part in parts]

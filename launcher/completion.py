@@ -3,7 +3,7 @@
 Prints what a shell needs to complete verbs and settings.
 
 bash:  echo 'source <(elemdist completion bash)' >> ~/.bashrc
-zsh:   echo 'source <(elemdist completion zsh)' >> ~/.zshrc     (behind compinit)
+zsh:   echo 'source <(elemdist completion zsh)' >> ~/.zshrc     (after compinit)
 fish:  elemdist completion fish > ~/.config/fish/completions/elemdist.fish
 """
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from elemdist.atomic import write_atomically
 from elemdist.errors import UserError
+from elemdist.plain_text import printable, shell_word
 from elemdist.units import counted, duration
 from launcher import slurm
 from launcher.history import done_at, note_launch
@@ -136,8 +137,9 @@ def is_queued(settings: LaunchSettings, run_dir: Path) -> bool:
     there = jobs_of(run_dir)
     if there:
         print(
-            f"{run_dir}: in the queue already as job {there[0].id} ({there[0].state}), at step"
-            f" {newest_step(run_dir)} of {settings.steps}; elemdist status {run_dir} follows it"
+            f"{printable(str(run_dir))}: in the queue already as job {there[0].id}"
+            f" ({there[0].state}), at step {newest_step(run_dir)} of {settings.steps};"
+            f" elemdist status {shell_word(run_dir)} follows it"
         )
     return bool(there)
 
@@ -153,7 +155,8 @@ def say_submitted(run_dir: Path, numbers: Sequence[str]) -> None:
     """Tells where a run begins, and as which jobs."""
     step = newest_step(run_dir)
     begins = f"goes on from step {step}" if step else "begins"
-    print(f"{run_dir}: {begins} as job {', '.join(numbers)}; elemdist status {run_dir} follows it")
+    jobs = f"{printable(str(run_dir))}: {begins} as job {', '.join(numbers)}"
+    print(f"{jobs}; elemdist status {shell_word(run_dir)} follows it")
 
 
 def told(settings: LaunchSettings) -> list[str]:

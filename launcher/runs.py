@@ -15,7 +15,7 @@ from elemdist.attempts import Attempt, numbers
 from elemdist.commandline import parse
 from elemdist.errors import UserError
 from elemdist.json_types import CountOrNone
-from elemdist.plain_text import printable
+from elemdist.plain_text import printable, shell_word
 from launcher import slurm
 from launcher.decide import CANCELLED
 from launcher.launch import launch
@@ -79,6 +79,8 @@ def logs(argv: list[str], description: str | None) -> int:
         ranks = len(list(path.parent.glob("rank-*.log"))) if path is not None else 0
         has = f"that attempt has {ranks}, the first of rank 0"
         told = has if ranks else f"its attempts are {there}"
+        if path is not None and path.parent.is_dir() and not ranks:
+            told = "that attempt kept none: its one rank printed on its terminal"
         raise UserError(f"{run_dir}: no such log; {told}")
     print(shown("\n".join(last_lines(path, settings.lines))))
     if settings.follow:
@@ -182,6 +184,6 @@ def resume(argv: list[str], description: str | None) -> int:
     if not recipe.exists():
         raise UserError(
             f"{run_dir} was not launched; run its command again with --resume, or elemdist launch"
-            f" {run_dir}/settings.yaml --run-dir {run_dir}"
+            f" {shell_word(run_dir / 'settings.yaml')} --run-dir {shell_word(run_dir)}"
         )
     return launch(read([str(recipe), *argv[1:]], "elemdist resume", description))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import unicodedata
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from elemdist import compare_noise, compare_table, page
-from elemdist.plain_text import markdown_cell, printable
+from elemdist.plain_text import markdown_cell, printable, shell_word
 from elemdist.report import run
 from elemdist.report_settings import ReportSettings
 from tests.test_report import Words
@@ -88,3 +89,12 @@ def test_a_name_is_text_on_a_page(text, tmp_path):
 
 def test_what_is_no_number_is_a_dash():
     assert [page.text(value) for value in (None, np.nan, np.inf, 0.5)] == ["–", "–", "–", "0.5000"]
+
+
+def test_a_path_in_a_command_is_one_word_and_no_option():
+    names = [name for name in HOSTILE if "\0" not in name and "\ud800" not in name]
+    for name in [*names, "-x", "--out", "a b", "~", "$HOME", "*", "!!", ""]:
+        command = f"printf %s {shell_word(name)}"
+        shown = subprocess.run(["sh", "-c", command], capture_output=True, check=True).stdout
+        assert shown.decode().removeprefix("./" if name[:1] == "-" else "") == name
+    assert shell_word("runs/a") == "runs/a"

@@ -232,3 +232,11 @@ def test_the_table_has_a_line_for_each_run_and_the_reason_below(run, tmp_path):
     assert len(lines) == 3
     assert re.search(r"run +unclear +20/0 +2\.5000 +4\.1 kB/s +10 +1$", lines[1]), lines[1]
     assert lines[2].strip() == "SLURM does not answer"
+
+
+def test_a_run_without_logs_and_a_name_like_an_option_are_said(run, tmp_path):
+    expect_user_error(elemdist("logs", run), "no such log; that attempt kept none")
+    shutil.copytree(run, tmp_path / "-run a")
+    made = elemdist("status", "-run a", cwd=tmp_path)
+    expect_user_error(made, "unknown option -run a; the file: './-run a'")
+    assert elemdist("status", "./-run a", cwd=tmp_path).returncode == 0
