@@ -51,12 +51,11 @@ def merge(
                 f"{store.path}: shards of work item {min(bad)} (shard.{min(bad):05d}.*) are not "
                 f"what was written, twice: check the disk, and run again"
             )
+    losses = sum_of([found, *(one.losses for one in done)])
     if not any(part.counts["documents"] for one in done for part in one.sets.values()):
         journal.clear()
-        raise UserError(
-            f"no document in {', '.join(settings.inputs[:3])}: blank, or all of it left out"
-        )
-    losses = sum_of([found, *(one.losses for one in done)])
+        why = "; ".join(losses.lines()) or "blank, or all of it left out"
+        raise UserError(f"no document in {', '.join(settings.inputs[:3])}: {why}")
     if settings.strict:  # items may have been done by a run that was not
         losses.refuse()
     more = {**losses.for_manifest(), "empty_sets": _empty_sets(journal, done), **(more or {})}

@@ -33,6 +33,10 @@ FOREIGN = {  # with no reader here, nor a command that every machine has
     b"\xff\xd8\xff": "a picture, no text",
     b"\x7fELF": "a program, no text",
     b"SQLite format 3\0": "a SQLite database: write its records to .csv or .jsonl",
+    b"\x1f\x9d": "compressed by `compress`: unpack it (gzip -d), and name what comes of it",
+    b"GIF8": "a picture, no text",
+    b"{\\rtf1": "RTF: save it as text",
+    b"version https://git-lfs.github.com/": "a pointer of Git LFS, not the file: git lfs pull",
 }
 MARKS = {  # longer ones first: a mark of UTF-32 begins with one of UTF-16
     b"\xff\xfe\0\0": "UTF-32",

@@ -13,6 +13,7 @@ from elemdist.errors import UserError
 
 HOT = {"0": False, "1": True, "0.0": False, "1.0": True, "False": False, "True": True}
 LIST_TEXT = re.compile(r"""\[(.*[,'"].*|[01. ]+)\]""", re.DOTALL)
+BARE_LIST = re.compile(r"[01](\.0)?([ ,;|][01](\.0)?){2,}")
 HINT = (
     "a list with 0 or 1 for each label is read by --input.labels-as multi_hot and "
     "--input.label-names FILE (a name a line)"
@@ -47,7 +48,7 @@ class LabelReader:
         Raises:
             RecordError: the value is none of these.
         """
-        if isinstance(value, str) and LIST_TEXT.fullmatch(value.strip()):
+        if isinstance(value, str) and self._is_list_text(value.strip()):
             raise RecordError(
                 f"{field} holds a list that is written as text, {value[:20]!r}: write a list, or "
                 f"the labels with --input.labels-separator between them",
@@ -70,6 +71,11 @@ class LabelReader:
         if len(found) > 1 and found[0] in HOT and len(set(found)) < len(found) and _is_hot(found):
             raise RecordError(f"{field} names the label {found[0]} twice: {HINT}", WRONG_TYPE)
         return found if self.names is None else self._named(found)
+
+    def _is_list_text(self, value: str) -> bool:
+        """Return True for a text that holds a list; 0 and 1 without brackets may be separated."""
+        bare = self._separator is None and BARE_LIST.fullmatch(value)
+        return bool(bare or LIST_TEXT.fullmatch(value))
 
     def _named(self, labels: list[str]) -> list[str]:
         """Return names for the numbers of classes; -1 stands for none, as datasets has it."""

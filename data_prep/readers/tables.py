@@ -21,6 +21,7 @@ from data_prep.settings import MIB
 
 BATCH_BYTES = 1 << 20
 DELIMITERS = {"csv": ",", "tsv": "\t"}
+NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 
 Row = tuple[bytes, list[str], str]  # text, labels, id
 
@@ -29,15 +30,15 @@ class _Lines:
     """The lines of a file as text, for the csv module, which joins those of one record.
 
     Attributes:
-        number: the last line. size: the record's bytes so far. invalid: what is wrong with the
-            record's text; its invalid bytes are surrogates.
+        number: the last line. first: the first one. size: the record's bytes so far. invalid: what
+            is wrong with the record's text; its invalid bytes are surrogates.
     """
 
     def __init__(self, chunks: Iterator[bytes], limit_mb: int, live: bool) -> None:
         self._lines = _bytes_lines(chunks, limit_mb * MIB, live)
         self._limit_mb = limit_mb
         self._offset = 0
-        self.number, self.size, self.invalid = 0, 0, ""
+        self.number, self.size, self.invalid, self.first = 0, 0, "", ""
 
     def begin(self) -> None:
         """A record begins with the next line."""
@@ -57,6 +58,7 @@ class _Lines:
         if offset == 0:
             line = line.removeprefix(BYTE_ORDER_MARK)
             offset = size - len(line)
+            self.first = line.decode(errors="replace")
         try:
             return line.decode()
         except UnicodeDecodeError as error:
@@ -174,8 +176,21 @@ class TableReader:
                 if told.startswith("new-line character"):  # and advice for programmers
                     told = "a carriage return stands in a field without quotes"
                 if not self._columns:
+                    told += self._other_delimiter(lines.first)
                     raise DamagedError(f"has no header that can be used: {told}") from error
                 self._problems.add(self._source.path, self.where(place), told, reason, place)
+
+    def _other_delimiter(self, header: str) -> str:
+        """What to add to a complaint about a header whose fields stand between something else."""
+        own = DELIMITERS[self._source.format]
+        found = max(NAMES, key=header.count)
+        if own in header or found not in header:
+            return ""
+        if found == "\t":
+            return "; its fields stand between tabs: --input.format tsv"
+        if found == ",":
+            return "; its fields stand between commas: --input.format csv"
+        return f"; its fields stand between {NAMES[found]}: write it with {NAMES[own]} between them"
 
     def _mended(self, fields: list[str], invalid: str) -> list[str]:
         if not self._replace:

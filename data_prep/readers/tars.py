@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from data_prep.documents import Batch
-from data_prep.losses import BAD_NAME, LINK_MEMBER, NOT_MATCHED
+from data_prep.losses import BAD_NAME, HIDDEN, LINK_MEMBER, NOT_MATCHED
 from data_prep.readers.content import checked
 from data_prep.readers.deliver import Delivery, gathered
 from data_prep.readers.files import PartStream
@@ -130,6 +130,9 @@ class TarReader:
                 if not fnmatchcase(member.name, self._pattern):
                     if not member.isdir():
                         self._problems.leave_out(NOT_MATCHED, f"{self._source.path}/{member.name}")
+                elif self._is_hidden(member.name):
+                    if not member.isdir():
+                        self._problems.leave_out(HIDDEN, f"{self._source.path}/{member.name}")
                 elif self._is_file(member):
                     file.last = None
                     self._member = member.name
@@ -137,6 +140,13 @@ class TarReader:
                     yield from self._delivery.long(_fragments(tar, member), member.name)
                 # tarfile reads over what is left of the member to the next header.
                 file.last = max(file.read_bytes, tar.offset) + HEADER_BYTES
+
+    def _is_hidden(self, name: str) -> bool:
+        """Return True as for files of a folder, unless the pattern has such names itself."""
+        pieces = name.split("/")
+        return "." not in (piece[:1] for piece in self._pattern.split("/")) and any(
+            piece.startswith(".") and piece not in (".", "..") for piece in pieces
+        )
 
     def _is_file(self, member: tarfile.TarInfo) -> bool:
         """Whether a member is a document; folders are none, and anything odd is a problem."""

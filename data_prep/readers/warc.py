@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from data_prep.documents import Batch
@@ -15,6 +16,7 @@ from data_prep.readers.unpack import DamagedError
 HEADER_BYTES = 1 << 16
 TEXT_TYPE = "conversion"  # of a record that is the plain text of a page
 NO_WARC = "is damaged, or no WARC file"
+HEADER_END = re.compile(rb"\r?\n\r?\n")  # some tools leave the carriage returns out
 
 
 class _Bytes:
@@ -39,12 +41,14 @@ class _Bytes:
             if not self._more():
                 return b""
         self._held = self._held.lstrip(b"\r\n")
-        while (end := self._held.find(b"\r\n\r\n")) < 0:
+        while not (end := HEADER_END.search(self._held)):
             if len(self._held) > HEADER_BYTES:
                 raise DamagedError(f"{NO_WARC}: the header of a record does not end")
             if not self._more():
+                if not self._held.startswith(b"WARC/"):
+                    raise DamagedError(f"{NO_WARC}: a record begins with {self._held[:40]!r}")
                 raise DamagedError("is cut short within the header of a record")
-        found, self._held = self._held[:end], self._held[end + 4 :]
+        found, self._held = self._held[: end.start()], self._held[end.end() :]
         return found
 
     def body(self, size: int) -> Iterator[bytes]:
@@ -94,14 +98,17 @@ class WarcReader:
 
     def _documents(self, file: _Bytes) -> Iterator[Batch]:
         while header := file.header():
-            first, *lines = header.decode(errors="replace").split("\r\n")
+            first, *lines = header.decode(errors="replace").replace("\r\n", "\n").split("\n")
             fields = {
                 name.strip().lower(): value.strip()
                 for name, _, value in (line.partition(":") for line in lines)
             }
             size, kind = fields.get("content-length", ""), fields.get("warc-type", "")
-            if not first.startswith("WARC/") or not (size.isascii() and size.isdecimal()):
+            if not first.startswith("WARC/"):
                 raise DamagedError(f"{NO_WARC}: a record begins with {first[:40]!r}")
+            if not (size.isascii() and size.isdecimal()):
+                length = f"the Content-Length {size[:40]!r}" if size else "no Content-Length"
+                raise DamagedError(f"{NO_WARC}: a record has {length}")
             body = file.body(int(size))
             if kind == TEXT_TYPE:
                 self._id = fields.get("warc-target-uri") or fields.get("warc-record-id", "")
