@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from elemdist.cpu_primitives import bound_primitives
 
+TYPE_CHECKING = False  # typing is not loaded before the process has taken its signals
 if TYPE_CHECKING:
+    from typing import Any
+
     from elemdist.embedding import ElementwiseEmbedding
 
 __all__ = ["ElementwiseEmbedding", "__version__"]

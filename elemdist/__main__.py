@@ -7,8 +7,11 @@ import io
 import os
 import signal
 import sys
-from types import FrameType
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # an interrupt before install() shows a traceback: no more is loaded here
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, NoReturn
 
 
 class Ending:

@@ -261,3 +261,13 @@ def test_a_pool_has_no_semaphores_which_would_stay_where_all_are_killed(monkeypa
         with pytest.raises(UserError, match=line):
             pool.run_all(double, [1, bad, 2, 3], settings, progress)
     assert multiprocessing.active_children() == []
+
+
+def test_little_is_loaded_before_the_signals_are_taken():
+    code = "import sys, elemdist.__main__; print(*sys.modules)"
+    command = [sys.executable, "-S", "-c", code]
+    there = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    shown = subprocess.run(command, env=there, capture_output=True, text=True, check=True).stdout
+    ours = {name for name in shown.split() if name.startswith("elemdist")}
+    assert ours == {"elemdist", "elemdist.__main__", "elemdist.cpu_primitives"}
+    assert not {"typing", "re", "pathlib", "numpy"} & set(shown.split())
