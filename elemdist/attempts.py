@@ -29,6 +29,7 @@ from elemdist.atomic import write_atomically
 from elemdist.errors import Superseded, UserError
 from elemdist.json_text import json_text
 from elemdist.json_types import Step
+from elemdist.os_errors import reason_of
 
 VARIABLE = "ELEMDIST_ATTEMPT"  # in the environment of the ranks: the number their launcher took
 STOP_CHECK_S = 0.5  # a shared file system is not asked more often than this
@@ -106,7 +107,7 @@ class Attempt:
                 "begin", {"host": socket.gethostname(), "pid": os.getpid()} | (facts or {})
             )
         except OSError as error:
-            raise UserError(f"run_dir: cannot write into {place}: {error.strerror}") from None
+            raise UserError(f"run_dir: cannot write into {place}: {reason_of(error)}") from None
         return attempt
 
     @classmethod

@@ -34,6 +34,7 @@ from elemdist.config import TrainSettings
 from elemdist.errors import UserError
 from elemdist.figure_types import Figures
 from elemdist.locks import lock
+from elemdist.os_errors import reason_of
 from elemdist.output import write_out
 from elemdist.yaml_text import read_tree, yaml_text
 
@@ -135,7 +136,7 @@ def claimed(out: Path, settings: CompareSettings) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise UserError(f"out: cannot write into {out}: {error.strerror or error}") from None
+        raise UserError(f"out: cannot write into {out}: {reason_of(error)}") from None
     try:
         if flaw := lock(handle, f"out: another process compares in {out}; wait for it"):
             tell(f"{out} cannot be locked ({flaw}): see to it that no other comparison runs there")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from elemdist.artefacts import read_bytes
 from elemdist.errors import UserError
+from elemdist.os_errors import reason_of
 
 CHUNK = 1 << 20
 XX_HASHES = ("xxh3_128", "xxh128", "xxh3_64", "xxh64", "xxh32")  # the fast ones, strongest first
@@ -109,7 +110,7 @@ class FileInfo:
                     if digest is not None:
                         digest.update(chunk)
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
+            raise UserError(f"cannot read {path}: {reason_of(error)}") from error
         if size != self.size:
             raise UserError(f"{path} has {size:,} bytes instead of {self.size:,}: copy it again")
         if digest is not None and digest.hexdigest() != expected:

@@ -13,6 +13,7 @@ import orjson
 
 from elemdist.artefacts import MissingError, open_file
 from elemdist.errors import UserError
+from elemdist.os_errors import reason_of
 
 LINE_BYTES = 1 << 20  # what is longer is no line of metrics
 BLOCK_BYTES = 1 << 20
@@ -71,7 +72,7 @@ def records_of(path: Path) -> Iterator[dict[str, Any]]:
     except MissingError:
         raise UserError(f"{path.parent}: no {path.name} in it; is it a run folder?") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be read: {reason_of(error)}") from None
 
 
 def last_evaluation(folder: Path, step: int = sys.maxsize) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,12 +19,14 @@ from elemdist.errors import UserError
 from elemdist.inputs import open_tokenizer
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
+from elemdist.os_errors import reason_of
 from elemdist.output import write_out
 from elemdist.rows import DOC, special_row
 from elemdist.sample_settings import SampleSettings
 from elemdist.trained import Trained
 from elemdist.writers import ByteWriter, Choice, TokenWriter, Writer
 
+MOST_BYTES = 1 << 24  # of a prompt
 READ_AT_ONCE = 512  # rows of a prompt, so that no mask grows with the square of its length
 
 CutRows = Callable[[bytes, int, str, str | None], np.ndarray]
@@ -110,17 +111,24 @@ def write(model: Model, prompt_TV: Tensor, writer: Writer, materials: int) -> It
 
 
 def read_prompt(settings: SampleSettings) -> str:
-    """The prompt; bytes that are no UTF-8 become U+FFFD. Raises UserError on a file that cannot be
-    read."""
-    if settings.prompt_file is None:
-        data = settings.prompt.encode("utf-8", "surrogateescape")
-    else:
-        try:
-            data = Path(settings.prompt_file).read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"prompt_file: cannot read {settings.prompt_file}: {reason}") from None
-    return data.decode("utf-8", "replace")
+    """Return the prompt. Raises UserError on a file that cannot be read, is not valid UTF-8 or has
+    over MOST_BYTES."""
+    path = settings.prompt_file
+    if path is None:
+        return settings.prompt
+    try:
+        with open(path, "rb") as file:  # or a pipe of the shell's
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise UserError(f"prompt_file: {path} has over {MOST_BYTES:,} bytes; give its end only")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        told = f"byte {error.start} is 0x{data[error.start]:02x}; save it as UTF-8"
+        raise UserError(f"prompt_file: {path} is not valid UTF-8, {told}") from None
+    except OSError as error:
+        raise UserError(f"prompt_file: cannot read {path}: {reason_of(error)}") from None
+    except ValueError as error:  # a NUL in the path
+        raise UserError(f"prompt_file: cannot read {path}: {error}") from None
 
 
 def prompt_rows(config: ModelConfig, prompt: str, tokenizer: str | None, cut: CutRows) -> Tensor:

@@ -48,7 +48,7 @@ class LocalFolder:
         except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
+            raise UserError(f"cannot read {path}: {reason_of(error)}") from error
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of that name."""

@@ -221,13 +221,37 @@ def test_tokens_become_text_and_only_text(tokenizer):
     assert list(write(model, prompt_TV, TokenWriter(*given, prompt), 150)) == []
 
 
-def test_the_prompt_of_a_file_or_of_the_command_line_is_made_valid(tmp_path):
+def test_the_prompt_of_a_file_is_taken_as_it_is(tmp_path):
     file = tmp_path / "prompt.txt"
-    file.write_bytes("né".encode() + b"\xff")
-    assert read_prompt(settings(prompt_file=str(file))) == "né\ufffd"
-    assert read_prompt(settings(prompt="n\udce9")) == "n\ufffd"
+    for text in ("né\r\n", "", "\0", "\ufeffa"):
+        file.write_bytes(text.encode())
+        assert read_prompt(settings(prompt_file=str(file))) == text.removeprefix("\ufeff")
+    assert read_prompt(settings(prompt="né")) == "né"
+
+
+REFUSED = {
+    b"n\xc3\xa9\xff": "is not valid UTF-8, byte 3 is 0xff; save it as UTF-8",
+    "né".encode("utf-16"): "is not valid UTF-8, byte 0 is 0xff",
+    b"\xed\xa0\x80": "is not valid UTF-8, byte 0 is 0xed",
+}
+
+
+@pytest.mark.parametrize("content", REFUSED)
+def test_a_prompt_that_is_no_utf_8_is_refused(tmp_path, content):
+    (tmp_path / "p").write_bytes(content)
+    with pytest.raises(UserError, match=f"prompt_file: {tmp_path}/p {REFUSED[content]}"):
+        read_prompt(settings(prompt_file=str(tmp_path / "p")))
+
+
+@pytest.mark.parametrize("name", ["nowhere", ".", "a\0b", "x" * 300])
+def test_a_prompt_that_cannot_be_read_is_one_line(tmp_path, name):
     with pytest.raises(UserError, match="prompt_file: cannot read"):
-        read_prompt(settings(prompt_file=str(tmp_path / "nowhere")))
+        read_prompt(settings(prompt_file=str(tmp_path / name)))
+
+
+def test_an_endless_prompt_ends():
+    with pytest.raises(UserError, match="prompt_file: /dev/zero has over 16,777,216 bytes"):
+        read_prompt(settings(prompt_file="/dev/zero"))
 
 
 DECODER = [
