@@ -132,8 +132,7 @@ class Block(nn.Module):
         """Return feed(x_TW), computed for `tile_rows` at a time where that is set."""
         if not self.tile_rows or len(x_TW) <= self.tile_rows:
             return self.feed(x_TW)
-        parameters = [*self.up.parameters(), *self.down.parameters()]
-        return tiled(self.feed, self.tile_rows, [x_TW], parameters)
+        return tiled(self.feed, self.tile_rows, [x_TW], [self.up, self.down])
 
     def finish(self, x_TW: Tensor, attended_TW: Tensor) -> Tensor:
         """All that comes behind the attention's output."""

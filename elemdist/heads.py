@@ -71,7 +71,7 @@ def score(
     gradient."""
     logits = head.logits if isinstance(head, Scored) else head
 
-    def nats_of(x_MW: Tensor, target_MV: Tensor) -> Tensor:
+    def nats_of(x_MW: Tensor, target_MV: Tensor, table: Tensor | None = None) -> Tensor:
         return target_nats(logits(x_MW, table, target_MV), target_MV)
 
     def scores_of(x_MW: Tensor, target_MV: Tensor) -> Scores:
@@ -80,8 +80,8 @@ def score(
     if not tile_rows or len(x_MW) <= tile_rows:
         return scores_of(x_MW, target_MV)
     if torch.is_grad_enabled():
-        parameters = [*head.parameters(), *([] if table is None else [table])]
-        return tiled(nats_of, tile_rows, [x_MW, target_MV], parameters), None
+        shared = [] if table is None else [table]
+        return tiled(nats_of, tile_rows, [x_MW, target_MV], [head], shared), None
     nats, correct = zip(
         *(scores_of(*tile) for tile in tiles([x_MW, target_MV], tile_rows)), strict=True
     )
