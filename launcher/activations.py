@@ -237,6 +237,7 @@ def largest_temporary(run: Pass) -> float:
         head = rows * 2 * probabilities(run)  # the gradients of loss and logits
         if rows < run.predicted:
             head += rows * (head_inside(run) + probabilities(run))
+            head += tile_gradients(run, head_parameters(run.config))
     waiting = run.c * answers(run)  # their gradient, for that of the embedding
     # The gradients of what goes into ReLU and what comes out.
     mixing = 2.0 * run.c * run.rows * run.model.ablation.mixing
@@ -245,6 +246,21 @@ def largest_temporary(run: Pass) -> float:
         waiting + block_temporary(run) - head_bytes(run),
         waiting + mixing + embedding_bytes(run) - kept_bytes(run),
     )
+
+
+def tile_gradients(run: Pass, parameters: int) -> float:
+    """Return the bytes of the gradients of parameters: a tile's, and the sums of all in fp32."""
+    return (run.c + 4.0) * parameters
+
+
+def head_parameters(config: ModelConfig) -> int:
+    """Return how many parameters the head has."""
+    import torch
+
+    from elemdist.model import build_head
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_head(config).parameters())
 
 
 def block_temporary(run: Pass) -> float:
