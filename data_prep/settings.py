@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from elemdist.errors import UserError
 from elemdist.json_types import Bounds, FileName, Processes, check_types
+from elemdist.set_types import SegmenterName as Segmenter
 
 Format = Literal[
     "auto", "text", "jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "tar", "warc", "mds"
 ]
 Document = Literal["file", "line", "block"]
-Segmenter = Literal["word", "char", "byte", "uax29", "sentence", "subword"]
 Packing = Literal["document", "packed"]
 Overlong = Literal["split", "truncate"]
 OnInvalid = Literal["error", "replace"]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from elemdist.deepspeed_config import check_settings
 from elemdist.errors import UserError
 from elemdist.json_types import Amount, Count, CountOrNone, Processes, Seed, check_types
-from elemdist.model_settings import ModelSettings
+from elemdist.model_settings import ModelSettings, Objective
 from elemdist.run_settings import (
     BatchSettings,
     ClassifySettings,
@@ -34,7 +34,7 @@ class TrainSettings:
 
     run_dir: str | None = None
     """Folder of the run: settings, metrics, TensorBoard, checkpoints. Required."""
-    objective: Literal["mlm", "clm", "classify"] = "mlm"
+    objective: Objective = "mlm"
     """mlm: predict masked materials, in bits per byte. clm: predict the next material (a decoder).
     classify: multilabel, a sigmoid each."""
     data: DataSettings = field(default_factory=DataSettings)

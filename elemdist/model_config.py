@@ -9,7 +9,7 @@ from elemdist.commandline import build
 from elemdist.config import TrainSettings
 from elemdist.errors import UserError
 from elemdist.json_types import Amount, Bounds
-from elemdist.model_settings import ModelSettings
+from elemdist.model_settings import ModelSettings, Objective
 from elemdist.rows import ELEMENTS
 from elemdist.set_types import Elements, Rows, SegmenterName, repeated
 
@@ -43,7 +43,7 @@ class ModelConfig:
 
     n: Rows
     v: Elements
-    objective: Literal["mlm", "clm", "classify"]
+    objective: Objective
     model: ModelSettings
     pooling: Literal["none", "doc", "last", "mean", "max"] = "none"
     labels: list[str] | None = None

@@ -17,6 +17,7 @@ WidthOrNone = Annotated[int, Bounds(0, 1 << 20)]
 Inner = Annotated[int, Bounds(0, 1 << 24)]
 Layers = Annotated[int, Bounds(1, 10_000)]
 Input = Literal["elementwise", "subword", "byte", "canine"]
+Objective = Literal["mlm", "clm", "classify"]
 
 
 @dataclass

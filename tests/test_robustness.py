@@ -48,7 +48,7 @@ def test_noise_costs_what_the_curve_says(words, tmp_path, labelled):
     ("more", "part"),
     [
         (["--kinds", '["swop"]'], "did you mean 'swap'"),
-        (["--rates", "[2]"], "rates: 2"),
+        (["--rates", "[2]"], "rates[0]: 2.0 is not in [0, 1]"),
         (["--labels-field", "topics"], "Set --labels-field"),
         (["--text-field", "body"], "'body'"),
         (["--text", "/none.jsonl"], "no such file or folder: /none.jsonl"),

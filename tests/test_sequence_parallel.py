@@ -163,7 +163,8 @@ def with_keys(size: int, backbone: str) -> np.ndarray:
     lengths, keys = [3, 4, 9, 12], [2, 0, 5, 12]
     cu_lengths = torch.tensor(starts(lengths), dtype=torch.int32)
     segments = Segments(cu_lengths, lengths, keys, share)
-    model = build(config(backbone=backbone)).eval()
+    # in fp64: what fp32 rounds hangs on the processor's matrix kernels
+    model = build(config(backbone=backbone)).eval().double()
     torch.manual_seed(3)
     rows_TV = torch.randint(32, 127, (28, 4), dtype=torch.uint8)
     position_T = torch.cat([torch.arange(length) for length in lengths])
@@ -175,7 +176,7 @@ def with_keys(size: int, backbone: str) -> np.ndarray:
 @pytest.mark.parametrize("backbone", ["bert", "canine"])
 def test_rows_that_are_not_seen(ranks, backbone):
     (*parts,) = ranks(with_keys, 4, backbone)
-    np.testing.assert_allclose(np.concatenate(parts), with_keys(1, backbone), atol=2e-6)
+    np.testing.assert_allclose(np.concatenate(parts), with_keys(1, backbone), atol=1e-12)
 
 
 def attended(dtype: torch.dtype, size: int) -> np.ndarray:

@@ -163,7 +163,7 @@ def test_symbols_are_the_tokenizers_where_it_has_them(tokenizer_files, tmp_path)
 def test_a_missing_or_wrong_tokenizer_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"model\.tokenizer: .*--model\.tokenizer FILE"):
         open_symbols(None)
-    with pytest.raises(UserError, match=r"cannot read .*nothing\.json: No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*nothing\.json: there is no such file"):
         open_symbols(str(tmp_path / "nothing.json"))
     path = tmp_path / "other.json"
     path.write_text("{}")
