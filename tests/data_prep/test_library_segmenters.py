@@ -177,7 +177,7 @@ def test_what_is_no_tokenizer(tmp_path: Path) -> None:
         Segmenter("subword")
     with pytest.raises(UserError, match=r"cannot read .*/none\.json: there is no such file"):
         Segmenter("subword", str(tmp_path / "none.json"))
-    with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
+    with pytest.raises(UserError, match=r"cannot read .*: it is a folder"):
         Segmenter("subword", str(tmp_path))
     for content in (b"", b"\xff\0", b'{"a": 1}', b"[1]"):
         path = tmp_path / "bad.json"

@@ -194,7 +194,10 @@ def test_what_comes_out_otherwise_is_left(tmp_path: Path, source: Path) -> None:
         (lambda lines: lines[1].update(parts=[{}]), "journal.jsonl is damaged"),
         (lambda lines: lines[1].update(dropped="zz"), "journal.jsonl is damaged"),
         (lambda lines: lines[1]["parts"][0].update(path=5), "it cannot be made from what"),
-        (lambda lines: lines[0]["settings"]["input"].update(text_field=[]), "text_field is [], not text"),
+        (
+            lambda lines: lines[0]["settings"]["input"].update(text_field=[]),
+            "text_field is [], not text",
+        ),
         (lambda lines: lines[1].update(shards=[]), "does not tell what it was made from"),
     ],
 )
