@@ -48,7 +48,7 @@ class Journal:
         Raises:
             UserError: one is, or the folder cannot be made.
         """
-        self._created = self.locks.claim(part)
+        self._created = self.locks.claim(part) or self._created
 
     def release(self) -> None:
         """Lets other runs in."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from data_prep.documents import STDIN
 from data_prep.journal import OURS, OURS_UNFINISHED, Journal
 from data_prep.losses import Losses, sum_of
 from data_prep.manifest import manifest_of, write_manifest
@@ -55,7 +56,8 @@ def merge(
     if not any(part.counts["documents"] for one in done for part in one.sets.values()):
         journal.clear()
         why = "; ".join(losses.lines()) or "blank, or all of it left out"
-        raise UserError(f"no document in {', '.join(settings.inputs[:3])}: {why}")
+        names = ["standard input" if name == STDIN else name for name in settings.inputs[:3]]
+        raise UserError(f"no document in {', '.join(names)}: {why}")
     if settings.strict:  # items may have been done by a run that was not
         losses.refuse()
     more = {**losses.for_manifest(), "empty_sets": _empty_sets(journal, done), **(more or {})}

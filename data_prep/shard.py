@@ -8,7 +8,6 @@ of its own, so the result does not depend on the number of processes, nor on wha
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from data_prep.settings import InputSettings, ShardSettings, check
@@ -21,7 +20,6 @@ if TYPE_CHECKING:  # the command's help need not wait for numpy and the readers
 
 __all__ = ["InputSettings", "ShardSettings", "run"]
 
-STDIN = "-"
 LABELLED = ("jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "mds")
 
 
@@ -39,6 +37,7 @@ def run(settings: ShardSettings) -> ShardSummary:
     from data_prep.pipeline import make_sets
     from data_prep.plan import make_items
     from data_prep.readers.sources import find_sources
+    from data_prep.standard_input import kept_input
     from data_prep.work import convert
     from elemdist import compression
 
@@ -46,56 +45,17 @@ def run(settings: ShardSettings) -> ShardSummary:
     hash_names(settings.hashes)
     if settings.compression is not None:
         compression.check(settings.compression)
-    inputs = [_kept_stdin(settings) if entry == STDIN else entry for entry in settings.inputs]
     losses = Losses(settings.strict)
-    sources = find_sources(inputs, settings.input, losses)
-    _check_formats(sources, settings)
-    more = _converted_from(sources)
-    items = make_items(sources, settings)
-    summary = make_sets(settings, items, _known_labels(settings), convert, more, losses)
+    with kept_input(settings) as inputs:
+        sources = find_sources(inputs, settings.input, losses)
+        _check_formats(sources, settings)
+        more = _converted_from(sources)
+        items = make_items(sources, settings)
+        summary = make_sets(settings, items, _known_labels(settings), convert, more, losses)
     if not settings.quiet:
         print(describe(summary))
         warn(summary, settings.input.labels_as == "multi_hot")
     return summary
-
-
-def _kept_stdin(settings: ShardSettings) -> str:
-    """Standard input, copied to a file in the state folder, so that all is as with a file.
-
-    The copy of an unfinished run is taken as it is: what was piped cannot be piped again.
-
-    Raises:
-        UserError: the output is no local folder, or not empty, or a format is not told.
-    """
-    import shutil
-    import sys
-
-    from data_prep.journal import STDIN_COPY, Journal
-    from data_prep.pipeline import sets_of
-    from data_prep.store import LocalStore, write_error
-    from elemdist.atomic import replacing
-    from elemdist.remote import is_url
-
-    if settings.inputs.count(STDIN) > 1 or is_url(settings.out) or settings.part is not None:
-        raise UserError("standard input is read once, into a local folder, without parts")
-    if settings.input.format == "auto":
-        raise UserError("standard input has no name to tell its format: set --input.format")
-    journal = Journal(LocalStore(settings.out), sets_of(settings))
-    journal.claim(None)
-    path = journal.store.name_of(STDIN_COPY)
-    try:
-        journal.begin(settings.restart)
-        if os.path.exists(path):
-            print(f"elemdist shard: going on with the input that {settings.out} kept")
-            return path
-        with replacing(path) as file:
-            shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
-    except OSError as error:
-        journal.leave()
-        raise write_error(path, 0, error) from error
-    finally:
-        journal.release()
-    return path
 
 
 def _check_formats(sources: list[Source], settings: ShardSettings) -> None:

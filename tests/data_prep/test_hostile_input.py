@@ -98,3 +98,37 @@ def test_a_multi_hot_list_written_as_text_is_no_label(tmp_path: Path, labels: st
     assert found.labels == [
         [str(at) for at, one in enumerate(labels.split(separator)) if float(one)]
     ]
+
+
+@pytest.mark.parametrize(
+    ("piped", "expected"),
+    [
+        (b"", "standard input: empty, there is nothing to convert"),
+        (b'{"text":"a"}\nx\n', "standard input, line 2: not valid JSON"),
+        (b"\n\n", "no document in standard input: left out: blank lines: 2"),
+    ],
+)
+def test_a_pipe_that_cannot_be_taken_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: bytes, expected: str
+) -> None:
+    out = tmp_path / "out"
+    settings = ShardSettings(
+        ["-"], str(out), InputSettings(format="jsonl"), processes=1, quiet=True
+    )
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(piped)))
+    with pytest.raises(UserError, match=expected) as caught:
+        run(settings)
+    assert ".elemdist" not in str(caught.value)
+    assert not out.exists()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"text":"b"}\n')))
+    assert run(settings).manifests[0]["counts"]["documents"] == 1
+
+
+def test_a_pipe_into_a_folder_with_other_files_leaves_it_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").write_text("kept")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"text":"b"}\n')))
+    with pytest.raises(UserError, match="is not empty"):
+        run(ShardSettings(["-"], str(tmp_path), InputSettings(format="jsonl"), processes=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
