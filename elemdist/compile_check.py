@@ -7,13 +7,18 @@ import re
 import shutil
 import sys
 import sysconfig
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+
+from elemdist.os_errors import line_of
 
 FIRST_PYTHON_TOO_NEW = (3, 15)
 FIRST_FREE_THREADED = (3, 13, 3)
 CXX = "g++"  # the one name that torch looks for where $CXX is not set
 OTHER_CXX = ("c++", "clang++")
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+CACHE_BYTES = 1 << 22  # that must be free there
 CC = ("gcc", "clang", "cc")  # the names that triton looks for where $CC is not set
 
 
@@ -80,3 +85,33 @@ def triton_obstacle() -> str | None:
     if any(map(shutil.which, CC)):
         return None
     return f"there is no C compiler here ({', '.join(CC)}); install one, or set CC to it"
+
+
+def leave_bad_caches() -> list[str]:
+    """Take the variables of caches that cannot be written out of the environment, so that torch
+    and triton use folders of their own; return a line about each."""
+    lines = []
+    for name in CACHES:
+        if not (place := os.environ.get(name)):
+            continue
+        try:
+            Path(place).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(bytes(CACHE_BYTES))
+                file.flush()
+        except OSError as error:
+            del os.environ[name]
+            lines.append(f"compile: {name} is not used: {line_of(error, place)}")
+    return lines
+
+
+def compile_failure(error: BaseException) -> str | None:
+    """Return the line about an error that torch.compile ends with; None for any other error."""
+    if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return None
+    folder = os.environ.get(CACHES[0]) or f"{tempfile.gettempdir()}/torchinductor_*"
+    first = str(error).strip().partition("\n")[0][:300]
+    return (
+        f"compile: {first or type(error).__name__}; if {folder} is damaged or full, remove it, or"
+        f" set {CACHES[0]} to another folder; or leave out --compile"
+    )

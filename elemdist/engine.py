@@ -19,7 +19,7 @@ import torch.distributed as dist
 from elemdist import rank_variables, slurm_ranks
 from elemdist.batch_plan import BatchPlan
 from elemdist.blocks import Block
-from elemdist.compile_check import compile_obstacle
+from elemdist.compile_check import compile_obstacle, leave_bad_caches
 from elemdist.config import TrainSettings
 from elemdist.deepspeed_config import check_nvme, deepspeed_config
 from elemdist.deepspeed_config import use_bf16 as use_bf16  # others take it from here
@@ -207,6 +207,8 @@ def check_compile(stage: int, device: torch.device) -> None:
         )
     if (reason := compile_obstacle(device.type)) is not None:
         raise UserError(f"compile: {reason}; or leave out --compile")
+    for line in leave_bad_caches():
+        print(f"elemdist train: {line}", file=sys.stderr)
 
 
 def build_engine(model: Model, settings: TrainSettings, plan: BatchPlan, ranks: Ranks) -> Any:

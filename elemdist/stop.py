@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn
 from elemdist.artefacts import optional_json
 from elemdist.atomic import write_atomically
 from elemdist.attempts import Attempt
+from elemdist.compile_check import compile_failure
 from elemdist.errors import (
     EXIT_BUG,
     EXIT_INTERRUPTED,
@@ -154,6 +155,8 @@ def how_it_ended(error: BaseException) -> tuple[int, str, bool]:
         return EXIT_LOST, f"{told}; the same command with --resume goes on", False
     if isinstance(error, OSError) and is_of_the_machine(error):
         return EXIT_USER_ERROR, f"error: {line_of(error)}", False
+    if (line := compile_failure(error)) is not None:
+        return EXIT_USER_ERROR, f"error: {line}", False
     traceback.print_exception(error)
     return EXIT_BUG, f"{type(error).__name__}, see the lines above", False
 
