@@ -55,9 +55,7 @@ def merge(
     losses = sum_of([found, *(one.losses for one in done)])
     if not any(part.counts["documents"] for one in done for part in one.sets.values()):
         journal.clear()
-        why = "; ".join(losses.lines()) or "blank, or all of it left out"
-        names = ["standard input" if name == STDIN else name for name in settings.inputs[:3]]
-        raise UserError(f"no document in {', '.join(names)}: {why}")
+        raise _no_document(settings, losses)
     if settings.strict:  # items may have been done by a run that was not
         losses.refuse()
     more = {**losses.for_manifest(), "empty_sets": _empty_sets(journal, done), **(more or {})}
@@ -88,6 +86,13 @@ def merge(
         place.sync()
     journal.clear_state()
     return manifests
+
+
+def _no_document(settings: ShardSettings, losses: Losses) -> UserError:
+    """Return the error of a run that found no document, with the reasons."""
+    why = "; ".join(losses.lines()) or "blank, or all of it left out"
+    names = ["standard input" if name == STDIN else name for name in settings.inputs[:3]]
+    return UserError(f"no document in {', '.join(names)}: {why}")
 
 
 def _empty_sets(journal: Journal, done: list[Done]) -> list[str]:

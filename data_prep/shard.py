@@ -47,7 +47,7 @@ def run(settings: ShardSettings) -> ShardSummary:
         compression.check(settings.compression)
     losses = Losses(settings.strict)
     with kept_input(settings) as inputs:
-        sources = find_sources(inputs, settings.input, losses)
+        sources = find_sources(inputs, settings.input, losses, settings.out)
         _check_formats(sources, settings)
         more = _converted_from(sources)
         items = make_items(sources, settings)

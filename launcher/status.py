@@ -80,7 +80,8 @@ def run_folders(places: list[str]) -> list[Path]:
     found: list[Path] = []
     for place in map(Path, places):
         if not place.is_dir():
-            raise UserError(f"{place}: no such folder; name a run folder, or one that holds some")
+            what = "is a file" if place.exists() else "no such folder"
+            raise UserError(f"{place}: {what}; name a run folder, or one that holds some")
         if is_run(place):
             found.append(place)
         else:

@@ -22,13 +22,14 @@ BLANK_LINE = re.compile(rb"\n[ \t\r\f\v]*\n")
 
 
 def find_sources(
-    inputs: list[str], settings: InputSettings, losses: Losses | None = None
+    inputs: list[str], settings: InputSettings, losses: Losses | None = None, out: str = ""
 ) -> list[Source]:
     """The files and data sets that the inputs name, in order, each one once.
 
     Args:
         inputs: files, folders, globs, and URLs of object stores.
         losses: counts what is found there and left out; None: it is not counted.
+        out: the folder that is written, which is no input where it lies in one.
 
     Raises:
         UserError: an input that is missing, empty, unreadable, or of a format that does not show.
@@ -36,8 +37,10 @@ def find_sources(
     losses = Losses() if losses is None else losses
     found = []
     for entry in inputs:
-        find = _remote if is_url(entry) else _local
-        found += find(entry, settings.format, losses)
+        if is_url(entry):
+            found += _remote(entry, settings.format, losses)
+        else:
+            found += _local(entry, settings.format, losses, out)
     sources = _once(found, losses)
     if not any(source.size for source in sources):
         names = ", ".join(map(public, inputs[:3])) + (" ..." if len(inputs) > 3 else "")
@@ -67,10 +70,10 @@ def identity(path: str) -> object:
     return status.st_dev, status.st_ino
 
 
-def _local(entry: str, format: str, losses: Losses) -> list[Source]:
+def _local(entry: str, format: str, losses: Losses, out: str) -> list[Source]:
     """The sources of one input: itself, the files of a folder, or what a glob matches."""
     if os.path.isdir(entry):
-        return folders.sources_of(entry, _walk(entry, losses), format, losses)
+        return folders.sources_of(entry, _walk(entry, losses, out), format, losses)
     if os.path.lexists(entry):
         return [one_file(entry, format)]
     if not glob.has_magic(entry):
@@ -93,8 +96,9 @@ def _local(entry: str, format: str, losses: Losses) -> list[Source]:
     return sources
 
 
-def _walk(folder: str, losses: Losses) -> list[Found]:
-    """All files in a folder and the folders in it; hidden ones and links to folders left out."""
+def _walk(folder: str, losses: Losses, out: str) -> list[Found]:
+    """All files in a folder and the folders in it; hidden ones, links to folders, OUT left out."""
+    own = os.path.realpath(out) if out and not is_url(out) else ""
 
     def fail(error: OSError) -> None:
         raise UserError(f"cannot read folder {error.filename}: {error.strerror}")
@@ -104,6 +108,8 @@ def _walk(folder: str, losses: Losses) -> list[Found]:
         walked = []
         for name in sorted(inner):
             path = os.path.join(here, name)
+            if own and os.path.realpath(path) == own:
+                continue
             if name.startswith("."):
                 losses.add(HIDDEN, path)
             elif os.path.islink(path):

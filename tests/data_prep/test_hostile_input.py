@@ -132,3 +132,14 @@ def test_a_pipe_into_a_folder_with_other_files_leaves_it_as_it_is(
     with pytest.raises(UserError, match="is not empty"):
         run(ShardSettings(["-"], str(tmp_path), InputSettings(format="jsonl"), processes=1))
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_an_unfinished_output_folder_in_the_input_is_no_input(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text":"a"}\n')
+    out = tmp_path / "out"
+    run(ShardSettings([str(tmp_path)], str(out), processes=1, quiet=True))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    again = run(ShardSettings([str(tmp_path)], str(out), processes=1, quiet=True))
+    assert again.message == f"{out} is complete already: nothing was done"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert again.manifests[0]["left_out"] == {}
