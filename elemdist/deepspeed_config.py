@@ -156,7 +156,7 @@ def derived(settings: TrainSettings, plan: BatchPlan, device: torch.device) -> d
 
 
 def has_own_optimizer(zero: ZeroSettings, bf16: bool) -> bool:
-    """Whether DeepSpeed takes its optimizer for bf16, which reads other keys than those of ZeRO."""
+    """Return True for DeepSpeed's optimizer of bf16, whose keys are other than those of ZeRO."""
     return bf16 and zero.stage == 1 and zero.offload_optimizer == "none"
 
 
@@ -184,7 +184,7 @@ def precision(bf16: bool, zero: ZeroSettings) -> dict[str, Any]:
 
 
 def zero_section(zero: ZeroSettings, device: torch.device, bf16: bool) -> dict[str, Any]:
-    """ZeRO's part of the configuration: the keys that the optimizer of this stage reads."""
+    """Return ZeRO's part of the configuration: the keys that the optimizer of this stage reads."""
     section: dict[str, Any] = {"stage": zero.stage}
     if zero.stage == 0:
         return section
@@ -203,7 +203,7 @@ def zero_section(zero: ZeroSettings, device: torch.device, bf16: bool) -> dict[s
 
 
 def offload_sections(zero: ZeroSettings, device: torch.device) -> dict[str, Any]:
-    """What is offloaded, with the keys that are read for that place and stage."""
+    """Return what is offloaded, with the keys that are read for that place and stage."""
     pinned = device.type == "cuda"
     section: dict[str, Any] = {}
     if zero.offload_optimizer != "none":
@@ -224,7 +224,7 @@ def offload_sections(zero: ZeroSettings, device: torch.device) -> dict[str, Any]
 
 
 def stage_1_and_2_section() -> dict[str, Any]:
-    """What ZeRO 1 and 2 have beyond stage 3."""
+    """Return what ZeRO 1 and 2 have beyond stage 3."""
     return {
         "use_multi_rank_bucket_allreduce": True,
         "allgather_bucket_size": ALLGATHER,
@@ -266,7 +266,7 @@ def offload_to(device: str, path: str | None, pinned: bool) -> dict[str, Any]:
 
 
 def reports() -> dict[str, Any]:
-    """All that DeepSpeed would print, time and write of its own: nothing.
+    """Return what DeepSpeed is to print, time and write of its own: nothing.
 
     `comms_logger` must not be here: the key turns it on, whatever stands in it.
     """

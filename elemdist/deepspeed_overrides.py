@@ -185,7 +185,7 @@ def overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, A
 
 
 def unknown(key: str, known: Iterable[str], stated: dict[str, Any]) -> str:
-    """Why a key that is not known is refused."""
+    """Return why a key that is not known is refused."""
     if key in keys_of_stages():
         stage = stated["zero_optimization.stage"]
         return (
