@@ -79,13 +79,16 @@ def merge(
         write_manifest(place, manifest)
         manifests.append(manifest)
     for folder in journal.sets:
-        shards = [shard for one in done for shard in one.sets[folder].shards]
-        place = store.within(folder)
-        _sweep(place, {stored(shard)["basename"] for shard in shards})
-        write_index(place, shards)
-        place.sync()
+        _finish(store.within(folder), [shard for one in done for shard in one.sets[folder].shards])
     journal.clear_state()
     return manifests
+
+
+def _finish(place: Store, shards: list[dict[str, Any]]) -> None:
+    """Remove what is not of the set, and write its index, which makes it whole."""
+    _sweep(place, {stored(shard)["basename"] for shard in shards})
+    write_index(place, shards)
+    place.sync()
 
 
 def _no_document(settings: ShardSettings, losses: Losses) -> UserError:
