@@ -18,13 +18,12 @@ from data_prep.dedup import Tables
 from data_prep.journal import Journal, hashes_name
 from data_prep.losses import Losses
 from data_prep.merge import merge
-from data_prep.plan import Done, Item, Job, Plan
+from data_prep.plan import Done, Item, Job, Plan, holdout
 from data_prep.pool import run_all
 from data_prep.progress import Progress
 from data_prep.readers.labels import HINT
 from data_prep.settings import ShardSettings, part_of, shares_of
 from data_prep.store import open_store, write_error
-from data_prep.words import counted
 from data_prep.work import scan
 from elemdist.errors import UserError
 
@@ -273,7 +272,7 @@ class Run:
                 one["documents"] - (0 if bits is None else sum(byte.bit_count() for byte in bits))
                 for one, bits in zip(found, dropped, strict=True)
             ]
-            firsts = _holdout(documents, self._settings.holdout_last)
+            firsts = holdout(documents, self._settings.holdout_last)
         sets = tuple(self._journal.sets)
         return [
             Job(item, self._names, sets, bits, first)
@@ -290,16 +289,3 @@ class Run:
                 kept = [None if bits is None else bits.hex() for bits in found]
                 self._journal.keep("duplicates.json", kept)
         return [None if bits is None else bytes.fromhex(bits) for bits in kept]
-
-
-def _holdout(documents: list[int], last: int) -> list[int | None]:
-    """For items with so many documents each: how many go to train, so that `last` go to val."""
-    total = sum(documents)
-    if last >= total:
-        raise UserError(f"holdout_last is {last:,}, but there is only {counted(total, 'document')}")
-    firsts: list[int | None] = []
-    left = total - last
-    for count in documents:
-        firsts.append(min(left, count))
-        left -= min(left, count)
-    return firsts

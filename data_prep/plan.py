@@ -10,6 +10,7 @@ from typing import Any
 from data_prep.documents import Part, Source
 from data_prep.losses import Losses
 from data_prep.settings import MIB, ShardSettings
+from data_prep.words import counted
 from elemdist.errors import UserError
 from elemdist.json_text import json_text
 
@@ -166,3 +167,20 @@ class Plan:
 def _short(value: Any) -> str:
     text = json_text(value)
     return text if len(text) < 60 else text[:57] + "..."
+
+
+def holdout(documents: list[int], last: int) -> list[int | None]:
+    """Return how many of each item's documents go to train, so that the `last` ones go to val.
+
+    Raises:
+        UserError: there are no more documents than that.
+    """
+    total = sum(documents)
+    if last >= total:
+        raise UserError(f"holdout_last is {last:,}, but there is only {counted(total, 'document')}")
+    firsts: list[int | None] = []
+    left = total - last
+    for count in documents:
+        firsts.append(min(left, count))
+        left -= min(left, count)
+    return firsts

@@ -293,9 +293,7 @@ def origins(folders: list[MdsFolder], whole: bool) -> list[dict[str, Any]]:
             counts = folder.manifest["counts"]
             entry["truncated_documents"] = documents - whole * counts["truncated_documents"]
             entry["dropped_bytes"] = size - whole * counts["dropped_bytes"]
-            if folder.manifest.get("left_out"):
-                entry["left_out"] = folder.manifest["left_out"]
-            if "converted_from" in folder.manifest:
-                entry["converted_from"] = folder.manifest["converted_from"]
+            kept = ("left_out", "converted_from")
+            entry |= {key: folder.manifest[key] for key in kept if folder.manifest.get(key)}
         found.append(entry)
     return found
