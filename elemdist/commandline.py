@@ -20,8 +20,8 @@ from elemdist.errors import UserError, nearest
 from elemdist.json_text import json_text
 from elemdist.json_types import parts_of
 from elemdist.other_words import option_here, recipe_here
-from elemdist.plain_text import shell_word
-from elemdist.setting_values import item_kind, leaf_types, printable, required, typed
+from elemdist.plain_text import printable, shell_word
+from elemdist.setting_values import item_kind, leaf_types, required, typed
 from elemdist.yaml_text import FALSE, TRUE, Scalar, Tree, read_yaml, resolved
 
 __all__ = ["as_word", "build", "flatten", "leaf_types", "parse", "read_recipe", "split_arguments"]

@@ -25,12 +25,13 @@ from elemdist.atomic import new_folder
 from elemdist.blocks import SlotProjection
 from elemdist.checkpoint_parts import WEIGHTS, TensorFile, write_tensors
 from elemdist.errors import UserError
-from elemdist.export_card import model_card, printable
+from elemdist.export_card import model_card
 from elemdist.export_settings import ExportSettings
 from elemdist.json_text import json_text
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
 from elemdist.os_errors import reason_of
+from elemdist.plain_text import printable
 
 CODE = Path(__file__).parent / "exported"
 CLASSES = {

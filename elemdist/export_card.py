@@ -15,6 +15,7 @@ from elemdist.errors import UserError
 from elemdist.figure_types import Figures
 from elemdist.model import Model
 from elemdist.model_config import ModelConfig
+from elemdist.plain_text import printable
 
 TASKS = {"mlm": "fill-mask", "clm": "text-generation", "classify": "text-classification"}
 MOST_LABELS = 50  # that the card names
@@ -122,25 +123,22 @@ def is_number(value: Any) -> bool:
     return number and math.isfinite(value)
 
 
-def printable(text: str) -> str:
-    """Return a text on one line, with escapes in place of characters that cannot be shown, and
-    without what is too long for a name."""
+def shortened(text: str) -> str:
+    """Return a text on one line, without what is too long for a name."""
     if len(text) > MOST_CHARACTERS:
         text = text[: MOST_CHARACTERS - 1] + "…"
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
-    )
+    return printable(text)
 
 
 def plain(text: str) -> str:
     """Return a text as Markdown that shows it, in a heading or in a cell of a table."""
-    text = MARKUP.sub(r"\\\1", printable(text))
+    text = MARKUP.sub(r"\\\1", shortened(text))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def code_span(text: str) -> str:
     """Return a text as code in Markdown: between more backticks than it has in a row."""
-    text = printable(text)
+    text = shortened(text)
     if not text:
         return "(empty)"
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))

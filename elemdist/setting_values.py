@@ -12,6 +12,7 @@ from typing import Any
 from elemdist.artefacts import once
 from elemdist.errors import UserError, nearest
 from elemdist.json_types import SURROGATE, kind_name, misfit, parts_of
+from elemdist.plain_text import printable
 from elemdist.yaml_text import FALSE, TRUE, Scalar, Tree, number_of, resolved
 
 
@@ -155,8 +156,3 @@ def expected(kind: Any) -> str:
     if kind is bool:
         return "expected true or false"
     return f"expected {kind_name(kind)}"
-
-
-def printable(text: str) -> str:
-    """Return a text for a message: without line ends and control characters."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
