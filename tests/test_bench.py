@@ -56,7 +56,7 @@ class Measured:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     out = tmp_path_factory.mktemp("bench") / "made" / "out"
-    names = ["table", "epoch", "memory", *(name for name in TABLES if name != "table")]
+    names = ["table", "epoch", "growth", "memory", *(name for name in TABLES if name != "table")]
     done = elemdist("bench", "all", "--quick", "--out", out, "--only", *names)
     assert done.returncode == 0, done.stdout + done.stderr
     _, *parts = f"\n{done.stdout}".split("\n== ")
@@ -84,6 +84,17 @@ def test_memory_is_measured_for_every_kind_of_input(measured):
         assert all(50 < peak < 2000 for peaks in table["rates"].values() for peak in peaks)
 
 
+def test_growth_compares_windows_of_steps_per_remedy(measured):
+    tables = measured.tables("growth")
+    labels = ["memory, growth", "memory", "time, growth", "time"]
+    assert [table["label"] for table in tables] == labels
+    for table in tables:
+        assert table["title"] in measured.printed["growth"]
+        assert set(table["rates"]) == {"elemdist", "oneDNN's 1,024"}
+        assert all(rates > [0] for rates in table["rates"].values())
+    assert all(50 < peak < 3000 for peaks in tables[1]["rates"].values() for peak in peaks)
+
+
 def test_the_epoch_plan_of_100_million_samples_is_known_at_once(measured):
     ours = measured.tables("epoch")[1]
     assert "100,000,000 samples" in ours["title"]
@@ -95,7 +106,7 @@ def test_the_epoch_plan_of_100_million_samples_is_known_at_once(measured):
 
 def test_all_benchmarks_make_one_report(measured):
     report = measured.report
-    assert list(report["benchmarks"]) == sorted([*TABLES, "epoch", "memory"])
+    assert list(report["benchmarks"]) == sorted([*TABLES, "epoch", "growth", "memory"])
     assert report["quick"]
     environment = report["environment"]
     assert {"date", "cpu", "cpu_cores", "python", "packages", "gpus", "git"} <= set(environment)
