@@ -102,7 +102,8 @@ class Run:
         """All its ranks do nothing in here."""
         ranks = [rank for node in NODES for rank in self.ranks(node)]
         for rank in ranks:
-            os.kill(rank, signal.SIGSTOP)
+            with suppress(ProcessLookupError):  # a fork of a rank may be gone already
+                os.kill(rank, signal.SIGSTOP)
         try:
             yield
         finally:
